@@ -11,7 +11,7 @@ from ernie_accel.errors import ArgumentError
 
 __all__ = ["ISA_LEVELS", "isa", "threads"]
 
-ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 """Instruction-set levels of the native backend, lowest first."""
 
 
