@@ -17,6 +17,7 @@ Precision precision_from(const std::string& name) {
   if (name == "fp32") return Precision::fp32;
   if (name == "bf16") return Precision::bf16;
   if (name == "int8") return Precision::int8;
+  if (name == "int4") return Precision::int4;
   throw std::invalid_argument("unknown precision '" + name + "'");
 }
 

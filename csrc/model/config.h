@@ -27,6 +27,8 @@ struct Config {
   size_t head_group = 64;  // ... of the vocabulary head
   size_t max_context = 0, max_step_tokens = 0, max_sequences = 0, max_pages = 0;
 
+  // The head of an int4 model is int8 where it is not given in codes.
+  Precision head_precision() const { return precision == Precision::int4 ? Precision::int8 : precision; }
   size_t padded_head() const { return round_up(head_dim, 16); }
   size_t padded_hidden() const { return round_up(hidden, 16); }
   size_t query_heads_per_kv() const { return heads / kv_heads; }

@@ -44,14 +44,16 @@ void StepRun::route(const Layer& layer) {
   slots_.resize(tokens_ * config_.experts_per_token);
   const size_t stride = layer.router.view.rows;
   constexpr size_t kTokensAtOnce = 16;
-  const Rows rows{reinterpret_cast<uint8_t*>(scratch_.norm), config_.padded_hidden() * sizeof(float), nullptr, nullptr, 0};
-  const auto block = [&](size_t first) {
+  Rows rows;
+  rows.data = reinterpret_cast<uint8_t*>(scratch_.norm);
+  rows.stride = config_.padded_hidden() * sizeof(float);
+  const auto block = [&](size_t first, int thread) {
     const size_t count = std::min(kTokensAtOnce, tokens_ - first);
     kernels_.linear(layer.router.view, rows, first, count, 0, layer.router.view.panels(), scratch_.router + first * stride,
-                    stride);
+                    stride, scratch_.linear(thread));
     for (size_t t = first; t < first + count; ++t) choose(layer, t);
   };
-  pool_.run(div_up(tokens_, kTokensAtOnce), [&](size_t i, int) { block(i * kTokensAtOnce); });
+  pool_.run(div_up(tokens_, kTokensAtOnce), [&](size_t i, int thread) { block(i * kTokensAtOnce, thread); });
 }
 
 // Softmax over all experts; the k with the largest probability + bias, lower index first among equals; their
@@ -104,7 +106,9 @@ void StepRun::gather_slots(const Matrix& w) {
   for_each(slots_.size(), [&](size_t i) {
     const size_t token = slots_[order_[i]].token;
     std::memcpy(to.data + i * to.stride, from.data + token * from.stride, std::min(to.stride, from.stride));
-    if (w.groups() == 0) return;
+    if (!is_quantised(w.precision)) return;
+    std::memcpy(to.fine + i * to.fine_stride, from.fine + token * from.fine_stride, from.fine_stride * sizeof(int32_t));
+    std::memcpy(to.exact + i * kMaxExact, from.exact + token * kMaxExact, w.exact_count * sizeof(float));
     std::memcpy(to.scales + i * to.groups, from.scales + token * from.groups, from.groups * sizeof(float));
     std::memcpy(to.offsets + i * to.groups, from.offsets + token * from.groups, from.groups * sizeof(int32_t));
   });

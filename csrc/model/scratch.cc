@@ -19,21 +19,23 @@ class Layout {
   // Rows for matrices of that width whose int8 groups are any of `groups`.
   void rows(Rows* to, Precision precision, size_t count, size_t cols, std::initializer_list<size_t> groups) {
     const size_t element = precision == Precision::fp32 ? 4 : precision == Precision::bf16 ? 2 : 1;
-    to->stride = round_up(round_up(cols, 16) * element, kAlign);
+    const bool quantised = is_quantised(precision);
+    to->stride = round_up(round_up(cols, 32) * element, kAlign);
     to->groups = 0;
-    if (precision == Precision::int8) {
-      for (size_t group : groups) {
-        to->groups = std::max(to->groups, div_up(cols, group));
-        to->stride = std::max(to->stride, round_up(round_up(cols, group), kAlign));
-      }
-    }
-    const size_t data = arena_.add(count * to->stride);
+    if (quantised)
+      for (size_t group : groups) to->groups = std::max(to->groups, div_up(cols, group));
+    to->fine_stride = quantised ? div_up(cols, kSubColumns) : 0;
+    const size_t data = arena_.add(count * to->stride + kLineBytes);
     const size_t scales = arena_.add(count * to->groups * sizeof(float));
     const size_t offsets = arena_.add(count * to->groups * sizeof(int32_t));
+    const size_t fine = arena_.add(count * to->fine_stride * sizeof(int32_t));
+    const size_t exact = arena_.add(quantised ? count * kMaxExact * sizeof(float) : 0);
     later_.push_back([=, &arena = arena_] {
       to->data = arena.at<uint8_t>(data);
       to->scales = arena.at<float>(scales);
       to->offsets = arena.at<int32_t>(offsets);
+      to->fine = arena.at<int32_t>(fine);
+      to->exact = arena.at<float>(exact);
     });
   }
 
@@ -72,6 +74,10 @@ Scratch::Scratch(const Config& c, int threads) {
   layout.rows(&slot_inner, c.precision, slots, c.expert_intermediate, {c.down_group});
   layout.floats(&slot_out, slots * hidden);
   layout.floats(&router, tokens * round_up(c.experts, 16));
+  linear_bytes_ = 0;
+  for (size_t cols : {hidden, heads, inner_width, c.expert_intermediate})
+    linear_bytes_ = std::max(linear_bytes_, round_up(linear_scratch_bytes(round_up(cols, 16)), kAlign));
+  linear_ = arena_.add(static_cast<size_t>(threads) * linear_bytes_);
   tile_ = arena_.add(static_cast<size_t>(threads) * tile_floats_ * sizeof(float));
   attention_ = arena_.add(static_cast<size_t>(threads) * attention_floats_ * sizeof(float));
 }

@@ -40,13 +40,16 @@ class Scratch {
   float* tile(int thread) const { return arena_.at<float>(tile_) + static_cast<size_t>(thread) * tile_floats_; }
   float* attention(int thread) const { return arena_.at<float>(attention_) + static_cast<size_t>(thread) * attention_floats_; }
 
-  static constexpr size_t kRowsPerBlock = 48;      // a multiple of every tile's rows
+  uint8_t* linear(int thread) const { return arena_.at<uint8_t>(linear_) + static_cast<size_t>(thread) * linear_bytes_; }
+
+  static constexpr size_t kRowsPerBlock = 256;     // a multiple of every tile's rows
   static constexpr size_t kTokensPerAttention = 16;
 
  private:
   Arena arena_;
   std::vector<std::function<void()>> set_pointers_;
   size_t tile_ = 0, tile_floats_ = 0, attention_ = 0, attention_floats_ = 0, panels_per_task_ = 0;
+  size_t linear_ = 0, linear_bytes_ = 0;
 };
 
 }  // namespace ernie

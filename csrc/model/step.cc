@@ -74,7 +74,7 @@ void StepRun::norm_rows(const float* weight, const Matrix& next) {
   for_each(tokens_, [&](size_t t) {
     float* row = scratch_.norm + t * width;
     kernels_.rms_norm(scratch_.x + t * width, weight, config_.hidden, config_.eps, row);
-    kernels_.prepare(next.precision, next.group, row, 0, width, input, t);
+    kernels_.prepare(next, row, 0, width, input, t);
   });
 }
 
@@ -87,7 +87,7 @@ void StepRun::attention(size_t index) {
   const size_t width = config_.heads * config_.padded_head();
   const Rows context = grouped(scratch_.context_rows, o);
   for_each(tokens_, [&](size_t t) {
-    kernels_.prepare(o.precision, o.group, scratch_.context + t * width, 0, width, context, t);
+    kernels_.prepare(o, scratch_.context + t * width, 0, width, context, t);
   });
   add_to_residual(o, context);
 }
@@ -179,7 +179,7 @@ void StepRun::write_inner(const Matrix& down, const Rows& inner, size_t row, siz
                           const float* tile) {
   float values[2 * 256];
   kernels_.swiglu(tile, panels / 2, values);
-  kernels_.prepare(down.precision, down.group, values, panel / 2 * kPanelRows, panels / 2 * kPanelRows, inner, row);
+  kernels_.prepare(down, values, panel / 2 * kPanelRows, panels / 2 * kPanelRows, inner, row);
 }
 
 void StepRun::dense_ffn(const FeedForward& ffn) {
@@ -224,7 +224,7 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
     if (rows[i].hidden != nullptr) {
       std::memcpy(rows[i].hidden, row, config_.hidden * sizeof(float));
     } else {
-      kernels_.prepare(head.precision, head.group, row, 0, width, input, i);
+      kernels_.prepare(head, row, 0, width, input, i);
     }
   });
   if (with_logits == 0) return;

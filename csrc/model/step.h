@@ -104,7 +104,7 @@ void StepRun::multiply_block(const Matrix& w, const Rows& x, size_t first, size_
   const size_t stride = panels * kPanelRows;
   for (size_t at = 0; at < rows; at += Scratch::kRowsPerBlock) {
     const size_t count = std::min(Scratch::kRowsPerBlock, rows - at);
-    kernels_.linear(w, x, first + at, count, panel, panels, tile, stride);
+    kernels_.linear(w, x, first + at, count, panel, panels, tile, stride, scratch_.linear(thread));
     for (size_t r = 0; r < count; ++r) epilogue(first + at + r, tile + r * stride);
   }
 }

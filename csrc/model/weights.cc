@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace ernie {
@@ -10,6 +11,13 @@ void expect(const Source& source, size_t rows, size_t cols, const char* name) {
   throw std::invalid_argument(std::string(name) + " has shape [" + std::to_string(source.rows) + ", " +
                               std::to_string(source.cols) + "], expected [" + std::to_string(rows) + ", " +
                               std::to_string(cols) + "]");
+}
+
+// Working memory is laid out for the groups that the model was made with.
+void check_group(const Source& source, size_t group) {
+  if (source.codes == nullptr || source.codes->group == group) return;
+  throw std::invalid_argument("a quantised matrix has groups of " + std::to_string(source.codes->group) +
+                              ", the model was made for groups of " + std::to_string(group));
 }
 
 // Rows of `heads` heads of `d` rows each, every head padded to a multiple of 16.
@@ -34,6 +42,16 @@ std::vector<SourceRow> alternate_rows(size_t width) {
   return map;
 }
 
+// The experts of a layer, shared ones too, read one prepared input.
+void check_same_input(const Layer& layer, const FeedForward& added) {
+  const auto differs = [&](const FeedForward& other) {
+    return other.gate_up.bytes() > 0 && (other.gate_up.exact != added.gate_up.exact ||
+                                         other.gate_up.view.precision != added.gate_up.view.precision);
+  };
+  if (layer.moe && (differs(layer.ffn) || std::any_of(layer.experts.begin(), layer.experts.end(), differs)))
+    throw std::invalid_argument("the experts of a layer must have the same precision and exact columns in gate and up");
+}
+
 }  // namespace
 
 Weights::Weights(const Config& config, ThreadPool& pool) : config_(config), pool_(pool), layers_(config.layers) {
@@ -51,6 +69,7 @@ Layer& Weights::layer(size_t index) {
 PackedMatrix Weights::pack_plain(Precision precision, size_t group, const Source& source, size_t rows, size_t cols,
                                  const char* name) {
   expect(source, rows, cols, name);
+  check_group(source, group);
   return pack(precision, group, {source}, plain_rows(rows), plain_cols(cols), pool_);
 }
 
@@ -64,6 +83,7 @@ AlignedBuffer Weights::pack_norm(const Source& norm) const {
 FeedForward Weights::pack_ffn(const Source& gate, const Source& up, const Source& down, size_t width) {
   expect(gate, width, config_.hidden, "gate_proj");
   expect(up, width, config_.hidden, "up_proj");
+  check_group(gate, config_.group);
   FeedForward ffn;
   ffn.gate_up =
       pack(config_.precision, config_.group, {gate, up}, alternate_rows(width), plain_cols(config_.hidden), pool_);
@@ -78,7 +98,7 @@ void Weights::set_embedding(const Source& table) {
 }
 
 void Weights::set_head(const Source& head) {
-  head_ = pack_plain(config_.precision, config_.head_group, head, config_.vocab, config_.hidden, "lm_head");
+  head_ = pack_plain(config_.head_precision(), config_.head_group, head, config_.vocab, config_.hidden, "lm_head");
 }
 
 void Weights::set_final_norm(const Source& norm) { final_norm_ = pack_norm(norm); }
@@ -96,6 +116,8 @@ void Weights::set_attention(size_t index, const Source& q, const Source& k, cons
   expect(k, config_.kv_heads * d, config_.hidden, "k_proj");
   expect(v, config_.kv_heads * d, config_.hidden, "v_proj");
   expect(o, config_.hidden, config_.heads * d, "o_proj");
+  check_group(q, config_.group);
+  check_group(o, config_.group);
   std::vector<SourceRow> rows;
   append_heads(&rows, 0, config_.heads, d);
   append_heads(&rows, 1, config_.kv_heads, d);
@@ -109,7 +131,9 @@ void Weights::set_attention(size_t index, const Source& q, const Source& k, cons
 void Weights::set_ffn(size_t index, const Source& gate, const Source& up, const Source& down) {
   const size_t width = layer(index).moe ? config_.shared_intermediate() : config_.intermediate;
   if (width == 0) throw std::invalid_argument("layer " + std::to_string(index) + " has no shared experts");
-  layer(index).ffn = pack_ffn(gate, up, down, width);
+  FeedForward ffn = pack_ffn(gate, up, down, width);
+  check_same_input(layer(index), ffn);
+  layer(index).ffn = std::move(ffn);
 }
 
 void Weights::set_router(size_t index, const Source& weight, const Source& bias) {
@@ -124,7 +148,9 @@ void Weights::set_router(size_t index, const Source& weight, const Source& bias)
 void Weights::set_expert(size_t index, size_t expert, const Source& gate, const Source& up, const Source& down) {
   Layer& to = layer(index);
   if (expert >= to.experts.size()) throw std::invalid_argument("expert " + std::to_string(expert) + " does not exist");
-  to.experts[expert] = pack_ffn(gate, up, down, config_.expert_intermediate);
+  FeedForward ffn = pack_ffn(gate, up, down, config_.expert_intermediate);
+  check_same_input(to, ffn);
+  to.experts[expert] = std::move(ffn);
 }
 
 void Weights::check_complete() const {
@@ -156,6 +182,8 @@ size_t Weights::bytes() const {
   return sum;
 }
 
-void Weights::embed(size_t id, float* out) const { unpack_row(config_.tied ? head_.view : embedding_.view, id, out); }
+void Weights::embed(size_t id, float* out) const { 
+  unpack_row(config_.tied ? head_.view : embedding_.view, id, config_.padded_hidden(), out);
+ }
 
 }  // namespace ernie

@@ -29,7 +29,8 @@ ISAS = _native.supported_isas()
 TOLERANCES = {
     "fp32": Tolerance(absolute=1e-4),
     "bf16": Tolerance(relative=0.04, argmax=0.9),
-    "int8": Tolerance(relative=0.12, argmax=0.85),
+    "int8": Tolerance(relative=0.2, argmax=0.85),
+    "int4": Tolerance(relative=0.6, argmax=0.4),
 }
 CHECKS = ("logits", "invariance", "select")
 CASES = [c for c in cases() if str(c).startswith(CHECKS) and c.model in ("dense-odd", "moe-odd")]

@@ -49,10 +49,10 @@ template <int T>
 static inline void tile_store(void* to, size_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(T) : "memory");
 }
-// Signed bytes of A times unsigned bytes of B, exact.
+// Signed bytes, exact.
 template <int C, int A, int B>
-static inline void tile_dot_s8u8() {
-  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+static inline void tile_dot_s8s8() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 // bfloat16; for each pair of k the even and the odd products are summed along k, then both are added to C. Denormals
 // are zero.

@@ -88,18 +88,59 @@ static inline void f_store_s8(int8_t* p, F16 a) {
 }
 
 static inline I16 i_set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline I16 i_load(const void* p) {
+  const auto* from = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)};
+}
+static inline void i_store(void* p, I16 a) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, a.hi);
+}
+static inline I16 i_add(I16 a, I16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+static inline I16 i_mul(I16 a, I16 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
+static inline I16 i_field(I16 a, int shift, int32_t mask) {
+  const __m256i m = _mm256_set1_epi32(mask);
+  return {_mm256_and_si256(_mm256_srli_epi32(a.lo, shift), m), _mm256_and_si256(_mm256_srli_epi32(a.hi, shift), m)};
+}
 static inline F16 i_to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
 // vpmaddubsw would overflow its 16 bits, so bytes are split into even and odd 16-bit lanes and multiplied there: exact.
 struct LineI8 {
   __m256i even_lo, odd_lo, even_hi, odd_hi;
 };
-static inline LineI8 load_line_i8(const uint8_t* p) {
+static inline LineI8 split_bytes(__m256i lo, __m256i hi) {
   const __m256i low_byte = _mm256_set1_epi16(0xff);
-  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
   return {_mm256_and_si256(lo, low_byte), _mm256_srli_epi16(lo, 8), _mm256_and_si256(hi, low_byte),
           _mm256_srli_epi16(hi, 8)};
+}
+static inline LineI8 load_line_i8(const uint8_t* p) {
+  return split_bytes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+                     _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)));
+}
+static inline __m256i nibbles(__m256i bytes, int shift) {
+  return _mm256_and_si256(_mm256_srli_epi16(bytes, shift), _mm256_set1_epi8(15));
+}
+struct LineI4 {
+  LineI8 low, high;
+};
+static inline LineI4 load_line_i4(const uint8_t* p) {
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
+  return {split_bytes(nibbles(lo, 0), nibbles(hi, 0)), split_bytes(nibbles(lo, 4), nibbles(hi, 4))};
+}
+// 128 + factor * (nibble - 8) for the bytes of 8 lanes, in 16-bit arithmetic.
+static inline __m256i expand_half(__m256i bytes, __m256i factor) {
+  const __m256i both = _mm256_or_si256(factor, _mm256_slli_epi32(factor, 16));
+  const __m256i base = _mm256_sub_epi16(_mm256_set1_epi16(128), _mm256_slli_epi16(both, 3));
+  const __m256i even = _mm256_mullo_epi16(_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), both);
+  const __m256i odd = _mm256_mullo_epi16(_mm256_srli_epi16(bytes, 8), both);
+  return _mm256_or_si256(_mm256_add_epi16(even, base), _mm256_slli_epi16(_mm256_add_epi16(odd, base), 8));
+}
+static inline void expand_line(const uint8_t* from, int shift, I16 factor, uint8_t* out) {
+  const __m256i lo = nibbles(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), shift);
+  const __m256i hi = nibbles(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32)), shift);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), expand_half(lo, factor.lo));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32), expand_half(hi, factor.hi));
 }
 struct Quad {
   __m256i even, odd;
@@ -126,6 +167,8 @@ static inline LineBf16 load_line_bf16(const uint8_t* p) {
   return {{_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))},
           {_mm256_castsi256_ps(_mm256_and_si256(lo, high)), _mm256_castsi256_ps(_mm256_and_si256(hi, high))}};
 }
+static inline F16 f_load_first(const uint8_t* p) { return load_line_bf16(p).first; }
+static inline F16 f_load_second(const uint8_t* p) { return load_line_bf16(p).second; }
 struct PairBf16 {
   __m256 first, second;
 };

@@ -71,6 +71,13 @@ static inline void f_store_s8(int8_t* p, F16 a) {
 }
 
 static inline I16 i_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline I16 i_load(const void* p) { return {_mm512_loadu_si512(p)}; }
+static inline void i_store(void* p, I16 a) { _mm512_storeu_si512(p, a.v); }
+static inline I16 i_add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline I16 i_mul(I16 a, I16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+static inline I16 i_field(I16 a, int shift, int32_t mask) {
+  return {_mm512_and_si512(_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(mask))};
+}
 static inline F16 i_to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 static inline __m512i broadcast4(const void* p) {
@@ -79,11 +86,26 @@ static inline __m512i broadcast4(const void* p) {
   return _mm512_set1_epi32(bits);
 }
 
+static inline __m512i nibbles(__m512i bytes, int shift) {
+  const __m512i moved = _mm512_srl_epi16(bytes, _mm_cvtsi32_si128(shift));
+  return _mm512_and_si512(moved, _mm512_set1_epi8(15));
+}
+// In 16-bit arithmetic; see portable.h.
+static inline void expand_line(const uint8_t* from, int shift, I16 factor, uint8_t* out) {
+  const __m512i bytes = nibbles(_mm512_loadu_si512(from), shift);
+  const __m512i both = _mm512_or_si512(factor.v, _mm512_slli_epi32(factor.v, 16));
+  const __m512i base = _mm512_sub_epi16(_mm512_set1_epi16(128), _mm512_slli_epi16(both, 3));
+  const __m512i even = _mm512_mullo_epi16(_mm512_and_si512(bytes, _mm512_set1_epi16(0xff)), both);
+  const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(bytes, 8), both);
+  _mm512_storeu_si512(
+      out, _mm512_or_si512(_mm512_add_epi16(even, base), _mm512_slli_epi16(_mm512_add_epi16(odd, base), 8)));
+}
+
 #if defined(__AVX512VNNI__)
 struct LineI8 {
   __m512i v;
 };
-static inline LineI8 load_line_i8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline LineI8 split_bytes(__m512i all) { return {all}; }
 struct Quad {
   __m512i v;
 };
@@ -97,8 +119,7 @@ static inline I16 dot_i8(I16 acc, LineI8 w, Quad a) {
 struct LineI8 {
   __m512i even, odd;
 };
-static inline LineI8 load_line_i8(const uint8_t* p) {
-  const __m512i all = _mm512_loadu_si512(p);
+static inline LineI8 split_bytes(__m512i all) {
   return {_mm512_and_si512(all, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(all, 8)};
 }
 struct Quad {
@@ -113,6 +134,24 @@ static inline I16 dot_i8(I16 acc, LineI8 w, Quad a) {
   return {_mm512_add_epi32(acc.v, products)};
 }
 #endif
+
+static inline LineI8 load_line_i8(const uint8_t* p) { return split_bytes(_mm512_loadu_si512(p)); }
+struct LineI4 {
+  LineI8 low, high;
+};
+static inline LineI4 load_line_i4(const uint8_t* p) {
+  const __m512i all = _mm512_loadu_si512(p);
+  return {split_bytes(_mm512_and_si512(all, _mm512_set1_epi8(15))),
+          split_bytes(_mm512_and_si512(_mm512_srli_epi16(all, 4), _mm512_set1_epi8(15)))};
+}
+
+static inline F16 f_load_first(const uint8_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))};
+}
+static inline F16 f_load_second(const uint8_t* p) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), high))};
+}
 
 #if defined(__AVX512BF16__)
 struct LineBf16 {

@@ -119,6 +119,25 @@ static inline I16 i_set1(int32_t x) {
   ERNIE_LANES r.v[i] = x;
   return r;
 }
+static inline I16 i_load(const void* p) {
+  I16 r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+static inline void i_store(void* p, I16 a) { std::memcpy(p, a.v, sizeof a.v); }
+static inline I16 i_add(I16 a, I16 b) {
+  ERNIE_LANES a.v[i] += b.v[i];
+  return a;
+}
+static inline I16 i_mul(I16 a, I16 b) {
+  ERNIE_LANES a.v[i] *= b.v[i];
+  return a;
+}
+// (a >> shift) & mask, of unsigned lanes
+static inline I16 i_field(I16 a, int shift, int32_t mask) {
+  ERNIE_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> shift) & mask;
+  return a;
+}
 static inline F16 i_to_float(I16 a) {
   F16 r;
   ERNIE_LANES r.v[i] = static_cast<float>(a.v[i]);
@@ -133,6 +152,22 @@ static inline LineI8 load_line_i8(const uint8_t* p) {
   LineI8 r;
   std::memcpy(r.v, p, 64);
   return r;
+}
+// A line of nibbles: the low and the high ones.
+struct LineI4 {
+  LineI8 low, high;
+};
+static inline LineI4 load_line_i4(const uint8_t* p) {
+  LineI4 r;
+  for (int i = 0; i < 64; ++i) r.low.v[i] = p[i] & 15, r.high.v[i] = p[i] >> 4;
+  return r;
+}
+// The int8 line 128 + factor * (nibble - 8) of nibbles shifted by `shift` bits (0 or 4) and a factor a row.
+static inline void expand_line(const uint8_t* nibbles, int shift, I16 factor, uint8_t* out) {
+  ERNIE_LANES for (int j = 0; j < 4; ++j) {
+    const int code = (nibbles[4 * i + j] >> shift & 15) - 8;
+    out[4 * i + j] = static_cast<uint8_t>(128 + factor.v[i] * code);
+  }
 }
 struct Quad {
   int8_t v[4];
@@ -154,6 +189,25 @@ struct LineBf16 {
 static inline LineBf16 load_line_bf16(const uint8_t* p) {
   LineBf16 r;
   std::memcpy(r.v, p, 64);
+  return r;
+}
+// The first and the second value of every pair, as float32.
+static inline F16 f_load_first(const uint8_t* p) {
+  F16 r;
+  ERNIE_LANES {
+    uint16_t bits;
+    std::memcpy(&bits, p + 4 * i, 2);
+    r.v[i] = bf16_to_float(bits);
+  }
+  return r;
+}
+static inline F16 f_load_second(const uint8_t* p) {
+  F16 r;
+  ERNIE_LANES {
+    uint16_t bits;
+    std::memcpy(&bits, p + 4 * i + 2, 2);
+    r.v[i] = bf16_to_float(bits);
+  }
   return r;
 }
 struct PairBf16 {

@@ -1,10 +1,12 @@
 #include "kernels/linear/pack.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "base/bf16.h"
 #include "base/float_mode.h"
+#include "kernels/linear/quantise.h"
 
 namespace ernie {
 namespace {
@@ -57,52 +59,146 @@ void write_bf16(const float* block, size_t n, uint8_t* lines) {
     for (size_t r = 0; r < kPanelRows; ++r) out[(c / 2) * 32 + 2 * r + c % 2] = float_to_bf16(block[r * n + c]);
 }
 
-// One line of scales, then the group's lines. `n` is at most the group; what is missing is zero. A row with a NaN or an
-// infinity gets the scale NaN.
-void write_int8_group(const float* block, size_t n, size_t group, uint8_t* out) {
-  float* scales = reinterpret_cast<float*>(out);
-  uint8_t* lines = out + kLineBytes;
-  std::memset(lines, 128, group / 4 * kLineBytes);
+// What a group of 16 packed rows is made of.
+struct PanelGroup {
+  GroupCodes rows[kPanelRows];
+};
+
+void quantise_rows(const Matrix& w, const float* block, size_t n, PanelGroup* out) {
+  for (size_t r = 0; r < kPanelRows; ++r)
+    (w.precision == Precision::int8 ? quantise_int8 : quantise_int4)(block + r * n, n, &out->rows[r]);
+}
+
+// Group `g` of rows that have codes already.
+void copy_codes(const std::vector<Source>& sources, const SourceRow* rows, size_t g, size_t group, PanelGroup* out) {
+  std::memset(out, 0, sizeof *out);
   for (size_t r = 0; r < kPanelRows; ++r) {
-    const float* row = block + r * n;
-    float top = 0.0f;
-    float poison = 0.0f;
-    for (size_t c = 0; c < n; ++c) top = std::fmax(top, std::fabs(row[c])), poison += row[c] * 0.0f;
-    scales[r] = top / 127.0f + poison;
-    const float inverse = 127.0f / top;
-    if (!std::isfinite(inverse + poison)) continue;  // all zero, or nearly (below 4e-37), or not numbers
+    if (rows[r].source < 0) continue;
+    const Source& source = sources[rows[r].source];
+    const Codes& from = *source.codes;
+    const size_t n = std::min(group, source.cols - g * group);
+    GroupCodes& to = out->rows[r];
+    to.scale = from.scales[rows[r].row * div_up(source.cols, group) + g];
+    std::memcpy(to.codes, from.codes + rows[r].row * source.cols + g * group, n);
+    if (from.subs == nullptr) continue;
+    const size_t first = g * group / kSubColumns;
+    std::memcpy(to.subs, from.subs + rows[r].row * div_up(source.cols, kSubColumns) + first, div_up(n, kSubColumns));
+  }
+}
+
+void write_int8(const PanelGroup& group, size_t n, uint8_t* lines) {
+  for (size_t r = 0; r < kPanelRows; ++r)
     for (size_t c = 0; c < n; ++c)
-      lines[(c / 4) * kLineBytes + 4 * r + c % 4] = static_cast<uint8_t>(128 + std::lrintf(row[c] * inverse));
+      lines[c / 4 * kLineBytes + 4 * r + c % 4] = static_cast<uint8_t>(128 + group.rows[r].codes[c]);
+}
+
+void write_int4(const PanelGroup& group, size_t n, uint8_t* lines) {
+  for (size_t r = 0; r < kPanelRows; ++r)
+    for (size_t c = 0; c < n; ++c) {
+      uint8_t& byte = lines[c / 8 * kLineBytes + 4 * r + c % 4];
+      const int nibble = 8 + group.rows[r].codes[c];
+      byte = static_cast<uint8_t>(c % 8 < 4 ? (byte & 0xf0) | nibble : (byte & 0x0f) | nibble << 4);
+    }
+}
+
+void write_subs(const PanelGroup& group, size_t first, size_t n, uint8_t* subs) {
+  for (size_t r = 0; r < kPanelRows; ++r)
+    for (size_t i = 0; i < n; ++i) {
+      const size_t sub = first + i;
+      subs[sub / 8 * kLineBytes + 4 * r + sub % 8 / 2] |= static_cast<uint8_t>(group.rows[r].subs[i] << (sub % 2 * 4));
+    }
+}
+
+void write_group(const Matrix& w, const PanelGroup& group, size_t g, uint8_t* panel) {
+  const size_t n = w.group_cols(g);
+  uint16_t* scales = reinterpret_cast<uint16_t*>(panel + w.scales_at) + g * kPanelRows;
+  for (size_t r = 0; r < kPanelRows; ++r) scales[r] = group.rows[r].scale;
+  if (w.precision == Precision::int8) return write_int8(group, n, panel + w.weights_at + g * w.group / 4 * kLineBytes);
+  write_int4(group, n, panel + w.weights_at + g * w.group / 8 * kLineBytes);
+  write_subs(group, g * w.group / kSubColumns, n / kSubColumns, panel + w.subs_at);
+}
+
+void write_exact(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows, uint8_t* panel) {
+  uint16_t* out = reinterpret_cast<uint16_t*>(panel);
+  for (size_t r = 0; r < kPanelRows; ++r) {
+    if (rows[r].source < 0) continue;
+    const uint16_t* from = sources[rows[r].source].codes->exact_weights + rows[r].row * w.exact_count;
+    for (size_t e = 0; e < w.exact_count; ++e) out[e / 2 * 32 + 2 * r + e % 2] = from[e];
+  }
+}
+
+void pack_quantised(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
+                    const std::vector<int32_t>& cols, uint8_t* panel) {
+  const bool chosen = sources[0].codes != nullptr;
+  if (chosen) write_exact(w, sources, rows, panel);
+  PanelGroup group;
+  float block[kPanelRows * kMaxGroup];
+  for (size_t g = 0; g < w.groups(); ++g) {
+    if (chosen) {
+      copy_codes(sources, rows, g, w.group, &group);
+    } else {
+      gather(sources, rows, cols.data() + g * w.group, w.group_cols(g), block);
+      quantise_rows(w, block, w.group_cols(g), &group);
+    }
+    write_group(w, group, g, panel);
   }
 }
 
 void pack_panel(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
                 const std::vector<int32_t>& cols, uint8_t* out) {
+  if (is_quantised(w.precision)) return pack_quantised(w, sources, rows, cols, out);
   float block[kPanelRows * kColumnsAtOnce];
-  const size_t step = w.precision == Precision::int8 ? w.group : kColumnsAtOnce;
-  for (size_t c = 0; c < cols.size(); c += step) {
-    const size_t n = cols.size() - c < step ? cols.size() - c : step;
+  for (size_t c = 0; c < cols.size(); c += kColumnsAtOnce) {
+    const size_t n = std::min(cols.size() - c, kColumnsAtOnce);
     gather(sources, rows, cols.data() + c, n, block);
     if (w.precision == Precision::fp32) write_fp32(block, n, out + c * kLineBytes);
     if (w.precision == Precision::bf16) write_bf16(block, n, out + c / 2 * kLineBytes);
-    if (w.precision == Precision::int8)
-      write_int8_group(block, n, w.group, out + c / w.group * (1 + w.group / 4) * kLineBytes);
   }
 }
 
-size_t panel_bytes(const Matrix& w) {
-  switch (w.precision) {
-    case Precision::fp32:
-      return w.cols * kLineBytes;
-    case Precision::bf16:
-      return w.cols / 2 * kLineBytes;
-    case Precision::int8:
-      return w.groups() * (1 + w.group / 4) * kLineBytes;
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+bool is_plain(const std::vector<int32_t>& cols, size_t count) {
+  for (size_t i = 0; i < cols.size(); ++i)
+    if (cols[i] != (i < count ? static_cast<int32_t>(i) : -1)) return false;
+  return true;
+}
+
+// Codes are copied column by column, so their order must be that of the source.
+void check_codes(const std::vector<Source>& sources, const std::vector<int32_t>& cols) {
+  const Codes& first = *sources[0].codes;
+  require(is_plain(cols, sources[0].cols), "codes need a head size that is a multiple of 16");
+  for (const Source& source : sources) {
+    require(source.codes != nullptr, "either all matrices that are packed together have codes or none has");
+    const Codes& codes = *source.codes;
+    require(codes.group == first.group && (codes.subs == nullptr) == (first.subs == nullptr) &&
+                codes.exact_count == first.exact_count &&
+                std::equal(codes.exact, codes.exact + codes.exact_count, first.exact),
+            "matrices that are packed together must have the same precision, group and exact columns");
   }
-  return 0;
 }
 
 }  // namespace
+
+Matrix describe(Precision precision, size_t group, size_t rows, size_t cols, size_t exact_count) {
+  Matrix w;
+  w.precision = precision;
+  w.rows = rows;
+  w.cols = precision == Precision::bf16 ? round_up(cols, 32) : cols;
+  if (!is_quantised(precision)) {
+    w.panel_bytes = w.cols * kPanelRows * (precision == Precision::fp32 ? 4 : 2);
+    return w;
+  }
+  w.group = group;
+  w.exact_count = exact_count;
+  w.scales_at = exact_count / 2 * kLineBytes;
+  w.subs_at = w.scales_at + round_up(w.groups() * kPanelRows * sizeof(uint16_t), kLineBytes);
+  w.weights_at = w.subs_at + (precision == Precision::int4 ? div_up(cols, 8 * kSubColumns) * kLineBytes : 0);
+  w.panel_bytes = w.weights_at + cols / (precision == Precision::int4 ? 8 : 4) * kLineBytes;
+  return w;
+}
 
 float Source::at(size_t row, size_t col) const {
   return element(*this, static_cast<ptrdiff_t>(row) * row_stride + static_cast<ptrdiff_t>(col) * col_stride);
@@ -112,14 +208,18 @@ PackedMatrix pack(Precision precision, size_t group, const std::vector<Source>& 
                   const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, ThreadPool& pool) {
   const DefaultFloatMode mode;
   PackedMatrix packed;
+  const Codes* codes = sources[0].codes;
+  if (codes != nullptr) {
+    check_codes(sources, col_map);
+    precision = codes->subs != nullptr ? Precision::int4 : Precision::int8;
+    group = codes->group;
+    packed.exact.assign(codes->exact, codes->exact + codes->exact_count);
+  }
   Matrix& w = packed.view;
-  w.precision = precision;
-  w.rows = row_map.size();
-  w.cols = col_map.size();
-  w.group = precision == Precision::int8 ? (group < kColumnsAtOnce ? group : kColumnsAtOnce) : 0;
-  w.panel_bytes = panel_bytes(w);
-  packed.storage = AlignedBuffer(w.panels() * w.panel_bytes);
+  w = describe(precision, group, row_map.size(), col_map.size(), packed.exact.size());
+  packed.storage = AlignedBuffer(packed.bytes());
   w.data = packed.storage.data();
+  w.exact = packed.exact.data();
   uint8_t* data = packed.storage.data();
   pool.run(w.panels(), [&](size_t panel, int) {
     pack_panel(w, sources, row_map.data() + panel * kPanelRows, col_map, data + panel * w.panel_bytes);
@@ -139,30 +239,42 @@ std::vector<int32_t> plain_cols(size_t cols) {
   return map;
 }
 
-void unpack_row(const Matrix& w, size_t row, float* out) {
+namespace {
+
+float quantised_at(const Matrix& w, const uint8_t* panel, size_t r, size_t c) {
+  const float scale = bf16_to_float(reinterpret_cast<const uint16_t*>(panel + w.scales_at)[c / w.group * kPanelRows + r]);
+  const uint8_t* weights = panel + w.weights_at;
+  if (w.precision == Precision::int8)
+    return scale * static_cast<float>(weights[c / 4 * kLineBytes + 4 * r + c % 4] - 128);
+  const int byte = weights[c / 8 * kLineBytes + 4 * r + c % 4];
+  const size_t sub = c / kSubColumns;
+  const int factor = panel[w.subs_at + sub / 8 * kLineBytes + 4 * r + sub % 8 / 2] >> (sub % 2 * 4) & 15;
+  return scale * static_cast<float>(factor * ((c % 8 < 4 ? byte & 15 : byte >> 4) - 8));
+}
+
+}  // namespace
+
+void unpack_row(const Matrix& w, size_t row, size_t n, float* out) {
   const uint8_t* panel = w.data + row / kPanelRows * w.panel_bytes;
   const size_t r = row % kPanelRows;
-  for (size_t c = 0; c < w.cols; ++c) {
+  for (size_t c = 0; c < n; ++c) {
     if (w.precision == Precision::fp32) {
       out[c] = reinterpret_cast<const float*>(panel)[c * kPanelRows + r];
     } else if (w.precision == Precision::bf16) {
       out[c] = bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[(c / 2) * 32 + 2 * r + c % 2]);
     } else {
-      const uint8_t* group = panel + c / w.group * (1 + w.group / 4) * kLineBytes;
-      const size_t in = c % w.group;
-      const int byte = group[kLineBytes + in / 4 * kLineBytes + 4 * r + in % 4];
-      out[c] = reinterpret_cast<const float*>(group)[r] * static_cast<float>(byte - 128);
+      out[c] = quantised_at(w, panel, r, c);
     }
   }
+  for (size_t e = 0; e < w.exact_count && static_cast<size_t>(w.exact[e]) < n; ++e)
+    out[w.exact[e]] = bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[e / 2 * 32 + 2 * r + e % 2]);
 }
 
-size_t prepared_cols(const Matrix& w) {
-  return w.precision == Precision::int8 ? w.groups() * w.group : w.cols;
-}
+size_t prepared_cols(const Matrix& w) { return w.cols; }
 
 size_t prepared_bytes(const Matrix& w) {
   const size_t element = w.precision == Precision::fp32 ? 4 : w.precision == Precision::bf16 ? 2 : 1;
-  return round_up(prepared_cols(w) * element, kLineBytes);
+  return round_up(w.cols * element, kLineBytes);
 }
 
 }  // namespace ernie

@@ -1,4 +1,5 @@
-// Builds packed matrices (layout: linear.h) from tensors as a checkpoint stores them.
+// Builds packed matrices (layout: linear.h) from tensors as a checkpoint stores them, or from codes that were chosen
+// before.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +13,25 @@ namespace ernie {
 
 enum class Dtype { fp32, fp16, bf16 };
 
-// A stored matrix; strides in elements, so that transposed and sliced tensors need no copy.
+// A matrix whose codes somebody else chose (calibrated quantization); all arrays row-major and contiguous.
+struct Codes {
+  const int8_t* codes = nullptr;          // [rows][cols]; int8: -127..127, int4: -8..7; zero in exact columns
+  const uint16_t* scales = nullptr;       // bfloat16 [rows][groups]
+  const uint8_t* subs = nullptr;          // int4: 0..15 [rows][ceil(cols / 16)]
+  const int32_t* exact = nullptr;         // [exact_count], ascending
+  const uint16_t* exact_weights = nullptr;  // bfloat16 [rows][exact_count]
+  size_t exact_count = 0;
+  size_t group = 0;
+};
+
+// A stored matrix; strides in elements, so that transposed and sliced tensors need no copy. With `codes`, only rows and
+// cols count beside them.
 struct Source {
   const void* data = nullptr;
   Dtype dtype = Dtype::fp32;
   size_t rows = 0, cols = 0;
   ptrdiff_t row_stride = 0, col_stride = 0;
+  const Codes* codes = nullptr;
 
   float at(size_t row, size_t col) const;
 };
@@ -30,22 +44,29 @@ struct SourceRow {
 
 struct PackedMatrix {
   Matrix view;
-  AlignedBuffer storage;
+  std::vector<int32_t> exact;  // what view.exact points to
+  AlignedBuffer storage;       // empty where the panels belong to somebody else
+  size_t bytes() const { return view.panels() * view.panel_bytes; }
 };
 
 // `row_map` names the source of every packed row (a multiple of 16 of them), `col_map` the source column of every packed
-// column, -1 for zeros (a multiple of 16). `group` counts for int8 only. The result does not depend on the threads.
+// column, -1 for zeros (a multiple of 16). `group` counts for quantised precisions only; sources with codes have their own
+// precision and group. The result does not depend on the threads. Throws std::invalid_argument for codes that do not fit
+// together.
 PackedMatrix pack(Precision precision, size_t group, const std::vector<Source>& sources,
                   const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, ThreadPool& pool);
+
+// A matrix of that shape without its panels: what the layout says about it. `rows` and `cols` as the maps have them.
+Matrix describe(Precision precision, size_t group, size_t rows, size_t cols, size_t exact_count);
 
 // The maps of a matrix that is packed as it lies, padded to multiples of 16.
 std::vector<SourceRow> plain_rows(size_t rows);
 std::vector<int32_t> plain_cols(size_t cols);
 
-// Writes the matrix's row, as float32 of w.cols values, to `out`.
-void unpack_row(const Matrix& w, size_t row, float* out);
+// Writes the first n columns of the matrix's row, as float32, to `out`.
+void unpack_row(const Matrix& w, size_t row, size_t n, float* out);
 
-// Columns of the activations of a matrix, including those that fill the last group; and bytes of a row of them.
+// Columns of the activations of a matrix, and bytes of a row of them.
 size_t prepared_cols(const Matrix& w);
 size_t prepared_bytes(const Matrix& w);
 

@@ -15,23 +15,31 @@ struct Case {
   size_t rows, cols, tokens, group;
 };
 constexpr Case kCases[] = {{1, 2, 1, 32},    {16, 16, 1, 64},  {17, 30, 2, 32},   {64, 64, 7, 64},
-                           {100, 129, 13, 48}, {80, 300, 6, 128}, {200, 256, 25, 256}};
+                           {100, 129, 13, 48}, {80, 300, 6, 128}, {200, 256, 25, 256},
+                           {48, 200, 33, 128}, {32, 96, 71, 32},  {16, 64, 16, 64}};
 
-// Owns prepared activations.
+// Owns prepared activations and a kernel's working memory.
 struct Activations {
-  AlignedBuffer data, scales, offsets;
+  AlignedBuffer data, scales, offsets, fine, exact, scratch;
   Rows rows;
-  Activations(const Matrix& w, size_t tokens) : data(tokens * prepared_bytes(w)) {
-    scales = AlignedBuffer(tokens * w.groups() * 4 + 64);
-    offsets = AlignedBuffer(tokens * w.groups() * 4 + 64);
+  Activations(const Matrix& w, size_t tokens)
+      : data(tokens * prepared_bytes(w) + kLineBytes),
+        scales(tokens * w.groups() * 4 + 64),
+        offsets(tokens * w.groups() * 4 + 64),
+        fine(tokens * w.cols / 4 + 64),
+        exact(tokens * kMaxExact * 4),
+        scratch(linear_scratch_bytes(w.cols)) {
     rows = {data.data(), prepared_bytes(w), reinterpret_cast<float*>(scales.data()),
-            reinterpret_cast<int32_t*>(offsets.data()), w.groups()};
+            reinterpret_cast<int32_t*>(offsets.data()), reinterpret_cast<int32_t*>(fine.data()),
+            reinterpret_cast<float*>(exact.data()), w.groups(), w.cols / kSubColumns};
   }
   // What the kernel multiplies by, as a number.
   double value(const Matrix& w, size_t token, size_t col) const {
     const uint8_t* row = rows.data + token * rows.stride;
     if (w.precision == Precision::fp32) return reinterpret_cast<const float*>(row)[col];
     if (w.precision == Precision::bf16) return bf16_to_float(reinterpret_cast<const uint16_t*>(row)[col]);
+    for (size_t e = 0; e < w.exact_count; ++e)
+      if (static_cast<size_t>(w.exact[e]) == col) return rows.exact[token * kMaxExact + e];
     return static_cast<double>(reinterpret_cast<const int8_t*>(row)[col]) * rows.scales[token * rows.groups + col / w.group];
   }
 };
@@ -47,23 +55,22 @@ void prepare_all(const Kernels& kernels, const Matrix& w, const std::vector<floa
   std::vector<float> padded(w.cols);
   for (size_t t = 0; t < tokens; ++t) {
     std::copy(x.begin() + t * cols, x.begin() + (t + 1) * cols, padded.begin());
-    kernels.prepare(w.precision, w.group, padded.data(), 0, w.cols, out->rows, t);
+    kernels.prepare(w, padded.data(), 0, w.cols, out->rows, t);
   }
 }
 
-void check_case(const Kernels& kernels, const Case& c, Precision precision, std::mt19937& random, float scale) {
-  const auto w = normals(random, c.rows * c.cols, scale);
-  const auto x = normals(random, c.tokens * c.cols, scale);
-  const PackedMatrix packed = pack_floats(precision, c.group, w, c.rows, c.cols);
-  const Matrix& m = packed.view;
-  Activations a(m, c.tokens);
-  prepare_all(kernels, m, x, c.tokens, c.cols, &a);
-  std::vector<float> out(c.tokens * m.rows, NAN);
-  kernels.linear(m, a.rows, 0, c.tokens, 0, m.panels(), out.data(), m.rows);
+void check_matrix(const Kernels& kernels, const Matrix& m, const std::vector<float>& x, size_t tokens, size_t cols) {
+  Activations a(m, tokens);
+  prepare_all(kernels, m, x, tokens, cols, &a);
+  std::vector<float> out(tokens * m.rows, NAN);
+  const auto linear = [&](size_t row, size_t count, size_t panel, size_t panels, float* to, size_t stride) {
+    kernels.linear(m, a.rows, row, count, panel, panels, to, stride, a.scratch.data());
+  };
+  linear(0, tokens, 0, m.panels(), out.data(), m.rows);
   std::vector<float> row(m.cols);
   for (size_t n = 0; n < m.rows; ++n) {
-    unpack_row(m, n, row.data());
-    for (size_t t = 0; t < c.tokens; ++t) {
+    unpack_row(m, n, m.cols, row.data());
+    for (size_t t = 0; t < tokens; ++t) {
       double expected = 0.0, size = 0.0;
       for (size_t k = 0; k < m.cols; ++k) {
         const double product = row[k] * a.value(m, t, k);
@@ -73,19 +80,98 @@ void check_case(const Kernels& kernels, const Case& c, Precision precision, std:
       CHECK_NEAR(out[t * m.rows + n], expected, 3e-6 * size + 1e-30);
     }
   }
-  // One row, one panel at a time gives the same bits.
-  for (size_t t = 0; t < c.tokens; ++t)
+  // One row, one panel at a time gives the same bits; so does every number of rows from the middle on.
+  for (size_t t = 0; t < tokens; ++t)
     for (size_t p = 0; p < m.panels(); ++p) {
       float one[kPanelRows];
-      kernels.linear(m, a.rows, t, 1, p, 1, one, kPanelRows);
+      linear(t, 1, p, 1, one, kPanelRows);
       CHECK(std::memcmp(one, out.data() + t * m.rows + p * kPanelRows, sizeof one) == 0);
     }
+  std::vector<float> part(tokens * m.rows);
+  for (size_t first = 0; first < tokens; first += 5) {
+    const size_t count = tokens - first;
+    linear(first, count, 0, m.panels(), part.data(), m.rows);
+    CHECK(std::memcmp(part.data(), out.data() + first * m.rows, count * m.rows * sizeof(float)) == 0);
+  }
+}
+
+void check_case(const Kernels& kernels, const Case& c, Precision precision, std::mt19937& random, float scale) {
+  const auto w = normals(random, c.rows * c.cols, scale);
+  const auto x = normals(random, c.tokens * c.cols, scale);
+  check_matrix(kernels, pack_floats(precision, c.group, w, c.rows, c.cols).view, x, c.tokens, c.cols);
+}
+
+constexpr Precision kAll[] = {Precision::fp32, Precision::bf16, Precision::int8, Precision::int4};
+
+// Arrays of random codes, and the source that is made of them.
+struct RandomCodes {
+  std::vector<int8_t> codes;
+  std::vector<uint16_t> scales, exact_weights;
+  std::vector<uint8_t> subs;
+  std::vector<int32_t> exact;
+  Codes view;
+  Source source;
+  RandomCodes(std::mt19937& random, bool int4, size_t rows, size_t cols, size_t group, std::vector<int32_t> exact_columns)
+      : codes(rows * cols), scales(rows * div_up(cols, group)), exact_weights(rows * exact_columns.size()),
+        exact(std::move(exact_columns)) {
+    std::uniform_int_distribution<int> code(int4 ? -8 : -127, int4 ? 7 : 127), sub(0, 15);
+    for (int8_t& c : codes) c = static_cast<int8_t>(code(random));
+    for (size_t r = 0; r < rows; ++r)
+      for (int32_t e : exact) codes[r * cols + static_cast<size_t>(e)] = 0;
+    for (uint16_t& s : scales) s = float_to_bf16(std::fabs(normals(random, 1)[0]));
+    for (uint16_t& s : exact_weights) s = float_to_bf16(normals(random, 1)[0]);
+    if (int4) subs.resize(rows * div_up(cols, kSubColumns));
+    for (uint8_t& s : subs) s = static_cast<uint8_t>(sub(random));
+    view = {codes.data(), scales.data(), int4 ? subs.data() : nullptr, exact.data(), exact_weights.data(), exact.size(), group};
+    source = {.rows = rows, .cols = cols, .codes = &view};
+  }
+  double value(size_t r, size_t c) const {
+    for (size_t e = 0; e < exact.size(); ++e)
+      if (static_cast<size_t>(exact[e]) == c) return bf16_to_float(exact_weights[r * exact.size() + e]);
+    const size_t cols = source.cols;
+    const double factor = subs.empty() ? 1 : subs[r * div_up(cols, kSubColumns) + c / kSubColumns];
+    return bf16_to_float(scales[r * div_up(cols, view.group) + c / view.group]) * factor * codes[r * cols + c];
+  }
+};
+
+// Codes that were chosen elsewhere are packed as they are; exact columns take part unrounded.
+void test_codes(const Kernels& kernels) {
+  std::mt19937 random(7);
+  ThreadPool pool(2);
+  for (bool int4 : {false, true})
+    for (const auto& exact : {std::vector<int32_t>{}, std::vector<int32_t>{0, 17, 130, 199}}) {
+      const RandomCodes made(random, int4, 40, 200, 128, exact);
+      const PackedMatrix packed = pack(Precision::fp32, 0, {made.source}, plain_rows(40), plain_cols(200), pool);
+      std::vector<float> row(200);
+      for (size_t r = 0; r < 40; ++r) {
+        unpack_row(packed.view, r, 200, row.data());
+        for (size_t c = 0; c < 200; ++c) CHECK_NEAR(row[c], made.value(r, c), 1e-6 * std::fabs(made.value(r, c)));
+      }
+      auto x = normals(random, 23 * 200);
+      for (int32_t e : exact) x[static_cast<size_t>(e)] = 1e4f;  // what exact columns are for
+      check_matrix(kernels, packed.view, x, 23, 200);
+    }
+}
+
+void test_codes_that_do_not_fit() {
+  std::mt19937 random(8);
+  ThreadPool pool(1);
+  const RandomCodes a(random, false, 16, 64, 32, {1, 2}), b(random, false, 16, 64, 64, {1, 2}), c(random, true, 16, 64, 32, {1, 2}),
+      d(random, false, 16, 64, 32, {1, 3});
+  const std::vector<float> floats(16 * 64);
+  const Source plain{floats.data(), Dtype::fp32, 16, 64, 64, 1};
+  std::vector<SourceRow> rows = plain_rows(16);
+  for (const Source& other : {b.source, c.source, d.source, plain})
+    CHECK_THROWS(pack(Precision::fp32, 0, {a.source, other}, rows, plain_cols(64), pool), std::invalid_argument);
+  std::vector<int32_t> turned = plain_cols(64);
+  std::swap(turned[0], turned[1]);
+  CHECK_THROWS(pack(Precision::fp32, 0, {a.source}, rows, turned, pool), std::invalid_argument);
 }
 
 void test_against_double(const Kernels& kernels) {
   std::mt19937 random(1);
   for (const Case& c : kCases)
-    for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8})
+    for (Precision precision : kAll)
       for (float scale : {1.0f, 1e-6f, 1e6f}) check_case(kernels, c, precision, random, scale);
 }
 
@@ -97,8 +183,8 @@ void test_int8_extremes(const Kernels& kernels) {
     Activations a(packed.view, 1);
     prepare_all(kernels, packed.view, x, 1, 128, &a);
     float out[16];
-    kernels.linear(packed.view, a.rows, 0, 1, 0, 1, out, 16);
-    for (float value : out) CHECK_NEAR(value, -128.0 * sign, 1e-3);
+    kernels.linear(packed.view, a.rows, 0, 1, 0, 1, out, 16, a.scratch.data());
+    for (float value : out) CHECK_NEAR(value, -128.0 * sign, 0.5);  // the scale is rounded to bfloat16
   }
 }
 
@@ -107,19 +193,19 @@ void test_prepare_rounds_and_fills(const Kernels& kernels) {
   Activations a(packed.view, 1);
   std::vector<float> x(32, 0.0f);
   x[0] = 127.0f, x[1] = 2.5f, x[2] = 3.5f, x[3] = -2.5f;
-  std::memset(a.rows.data, 77, a.rows.stride);
-  kernels.prepare(Precision::int8, 64, x.data(), 0, 32, a.rows, 0);
+  std::memset(a.rows.data, 77, a.rows.stride);  // the row's 32 columns alone are written
+  kernels.prepare(packed.view, x.data(), 0, 32, a.rows, 0);
   const auto* bytes = reinterpret_cast<const int8_t*>(a.rows.data);
   CHECK(bytes[0] == 127 && bytes[1] == 2 && bytes[2] == 4 && bytes[3] == -2);
-  for (size_t i = 4; i < 64; ++i) CHECK(bytes[i] == 0);
+  for (size_t i = 4; i < 32; ++i) CHECK(bytes[i] == 0);
   CHECK(a.rows.scales[0] == 1.0f && a.rows.offsets[0] == -128 * (127 + 2 + 4 - 2));
-  kernels.prepare(Precision::int8, 64, std::vector<float>(32, 0.0f).data(), 0, 32, a.rows, 0);
+  kernels.prepare(packed.view, std::vector<float>(32, 0.0f).data(), 0, 32, a.rows, 0);
   CHECK(a.rows.scales[0] == 0.0f && a.rows.offsets[0] == 0);
 }
 
 // A NaN or an infinity among activations or weights shows in the results it has part in, and in no other.
 void test_what_is_no_number_shows(const Kernels& kernels) {
-  for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8})
+  for (Precision precision : kAll)
     for (float bad : {NAN, INFINITY}) {
       std::vector<float> w(32 * 64, 1.0f), x(2 * 64, 1.0f);
       x[5] = bad;                    // then larger and smaller ones in the same lane
@@ -129,7 +215,7 @@ void test_what_is_no_number_shows(const Kernels& kernels) {
       Activations a(packed.view, 2);
       prepare_all(kernels, packed.view, x, 2, 64, &a);
       float out[2 * 32];
-      kernels.linear(packed.view, a.rows, 0, 2, 0, 2, out, 32);
+      kernels.linear(packed.view, a.rows, 0, 2, 0, 2, out, 32, a.scratch.data());
       for (size_t i = 0; i < 64; ++i) CHECK(std::isfinite(out[i]) == (i >= 32 && i != 32 + 17));
     }
 }
@@ -138,12 +224,12 @@ void test_what_is_no_number_shows(const Kernels& kernels) {
 void test_tiny_groups(const Kernels& kernels) {
   const PackedMatrix packed = pack_floats(Precision::int8, 32, std::vector<float>(16 * 32, 1e-44f), 16, 32);
   std::vector<float> row(32, NAN);
-  unpack_row(packed.view, 3, row.data());
+  unpack_row(packed.view, 3, 32, row.data());
   for (float value : row) CHECK(value == 0.0f);
   Activations a(packed.view, 1);
   std::vector<float> x(32, 1e-38f);
   x[1] = -1e-38f, x[2] = 0.0f;
-  kernels.prepare(Precision::int8, 32, x.data(), 0, 32, a.rows, 0);
+  kernels.prepare(packed.view, x.data(), 0, 32, a.rows, 0);
   for (size_t i = 0; i < 32; ++i) CHECK(a.rows.data[i] == 0);
   CHECK(a.rows.offsets[0] == 0);
 }
@@ -154,10 +240,13 @@ void test_bf16_bits(const Kernels& kernels) {
                                 0x3f808000, 0x3f818000, 0x3f808001, 0x3f817fff, 0x7f7fffff, 0xff7f8000, 0x7f800000,
                                 0xff800000, 0x7f800001, 0xff800001, 0x7fc00000, 0xffffffff, 0x7f80ffff, 0x7fffffff};
   for (uint64_t b = 0; b < (uint64_t{1} << 32); b += 104729) bits.push_back(static_cast<uint32_t>(b));
-  bits.resize(bits.size() / 16 * 16);
+  bits.resize(bits.size() / 32 * 32);
   std::vector<uint16_t> stored(bits.size());
-  const Rows rows{reinterpret_cast<uint8_t*>(stored.data()), 2 * stored.size(), nullptr, nullptr, 0};
-  kernels.prepare(Precision::bf16, 0, reinterpret_cast<const float*>(bits.data()), 0, bits.size(), rows, 0);
+  Rows rows;
+  rows.data = reinterpret_cast<uint8_t*>(stored.data());
+  rows.stride = 2 * stored.size();
+  const Matrix w = describe(Precision::bf16, 0, 16, bits.size(), 0);
+  kernels.prepare(w, reinterpret_cast<const float*>(bits.data()), 0, bits.size(), rows, 0);
   for (size_t i = 0; i < bits.size(); ++i) CHECK(stored[i] == float_to_bf16(std::bit_cast<float>(bits[i])));
 }
 
@@ -188,7 +277,7 @@ void test_pack_sources() {
       rounded[r * cols + c] = bf16_to_float(transposed[c * rows + r]);
     }
   const Source source{transposed.data(), Dtype::bf16, rows, cols, 1, static_cast<ptrdiff_t>(rows)};
-  for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+  for (Precision precision : kAll) {
     const PackedMatrix a = pack(precision, 32, {source}, plain_rows(rows), plain_cols(cols), pool);
     const PackedMatrix b = pack_floats(precision, 32, rounded, rows, cols);
     CHECK(a.storage.size() == b.storage.size());
@@ -201,8 +290,10 @@ void test_pack_sources() {
 int main() {
   test_pack_sources();
   test_pack_misaligned();
+  test_codes_that_do_not_fit();
   for_each_isa([](const Kernels& kernels) {
     test_against_double(kernels);
+    test_codes(kernels);
     test_int8_extremes(kernels);
     test_prepare_rounds_and_fills(kernels);
     test_what_is_no_number_shows(kernels);

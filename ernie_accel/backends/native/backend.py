@@ -26,7 +26,7 @@ DEFAULT_SEQUENCES = 32
 KV_SHARE = 0.8
 """Of the memory that the machine and the cgroup leave, how much the KV cache may take when no limit is given."""
 
-WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.14}
+WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.08, "int4": 0.56}
 """Bytes a packed weight takes, scales included."""
 
 KV_PRECISIONS = ("fp32", "bf16")
@@ -53,10 +53,10 @@ class NativeOptions:
 
 
 class NativeBackend:
-    """int8, bf16 and fp32 on the processor, through the extension module ``ernie_accel._native``."""
+    """int8, int4, bf16 and fp32 on the processor, through the extension module ``ernie_accel._native``."""
 
     name = "native"
-    precisions: tuple[str, ...] = ("int8", "bf16", "fp32")
+    precisions: tuple[str, ...] = ("int8", "int4", "bf16", "fp32")
 
     def available(self) -> Availability:
         """Say whether the extension module loads here."""
@@ -83,7 +83,7 @@ class NativeBackend:
         )
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> NativeRunner:
-        """Pack the weights (quantising them for int8) and return the Runner.
+        """Pack the weights (quantising them for int8 and int4) and return the Runner.
 
         Raises:
             UnsupportedError: A setting that this backend or processor lacks.
@@ -209,6 +209,15 @@ def _parameters(config: ModelConfig) -> int:
     return total
 
 
+def _recipe(precision: str, sizes: _native.Config) -> str:
+    groups = f"{sizes.group} ({sizes.down_group} in down_proj, {sizes.head_group} in the head)"
+    finer = " and a factor for every 16 columns, head in int8" if precision == "int4" else ""
+    return (
+        f"{precision} without calibration: weights by row and group of {groups}{finer}, activations int8 by token and "
+        "group, nearest rounding; router in fp32"
+    )
+
+
 def _info(
     config: ModelConfig,
     options: LoadOptions,
@@ -218,11 +227,8 @@ def _info(
     weight_bytes: int,
 ) -> RunnerInfo:
     details: dict[str, Any] = {"isa": isa, "threads": threads, "weight_bytes": weight_bytes}
-    if _precision(options) == "int8":
-        details["recipe"] = (
-            f"int8 without calibration: weights by row and group of {sizes.group} ({sizes.down_group} in down_proj, "
-            f"{sizes.head_group} in the head), activations by token and group, nearest rounding; router in fp32"
-        )
+    if _precision(options) in ("int8", "int4"):
+        details["recipe"] = _recipe(_precision(options), sizes)
     return RunnerInfo(
         backend="native",
         vocab_size=config.vocab_size,

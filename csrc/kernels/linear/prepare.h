@@ -1,0 +1,76 @@
+// Activations into the form that a matrix multiplies.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/linear/linear.h"
+
+namespace ernie::ERNIE_VARIANT {
+
+static inline int32_t sum_of_bytes(const int8_t* bytes) {
+  int32_t sum = 0;
+  for (size_t i = 0; i < kSubColumns; ++i) sum += bytes[i];
+  return sum;
+}
+
+// One group: scale = largest magnitude / 127, bytes rounded to nearest even. Bytes cannot hold a NaN or an infinity; a
+// group that has one gets the scale NaN, so that it shows in the result.
+static void quantise_group(const float* x, size_t n, int8_t* bytes, float* scale, int32_t* offset, int32_t* fine) {
+  F16 largest = f_zero();
+  F16 poison = f_zero();
+  for (size_t i = 0; i < n; i += 16) {
+    const F16 v = f_load(x + i);
+    largest = f_max(largest, f_abs(v));
+    poison = f_fma(v, f_zero(), poison);
+  }
+  const float top = f_maximum(largest) + f_sum(poison);
+  // Below 4e-37, zero included, the inverse is not finite: such a group becomes zero.
+  const float factor = 127.0f / top;
+  const F16 inverse = f_set1(factor <= 3.4e38f ? factor : 0.0f);
+  F16 sum = f_zero();
+  for (size_t i = 0; i < n; i += 16) {
+    const F16 whole = f_round(f_mul(f_load(x + i), inverse));
+    f_store_s8(bytes + i, whole);
+    sum = f_add(sum, whole);
+    if (fine != nullptr) fine[i / kSubColumns] = -8 * sum_of_bytes(bytes + i);
+  }
+  *scale = top / 127.0f;
+  const float total = f_sum(sum);
+  *offset = total == total ? -128 * static_cast<int32_t>(total) : 0;
+}
+
+// As above, of columns [col, col + n) of a matrix with exact columns among them.
+static void quantise_around(const Matrix& w, const float* x, size_t col, size_t n, const Rows& out, size_t row) {
+  float copy[kMaxGroup];
+  const size_t g = col / w.group;
+  bool copied = false;
+  for (size_t e = 0; e < w.exact_count; ++e) {
+    const size_t at = static_cast<size_t>(w.exact[e]);
+    if (at < col || at >= col + n) continue;
+    if (!copied) std::memcpy(copy, x, n * sizeof(float));
+    copied = true;
+    out.exact[row * kMaxExact + e] = copy[at - col];
+    copy[at - col] = 0.0f;
+  }
+  quantise_group(copied ? copy : x, n, reinterpret_cast<int8_t*>(out.data + row * out.stride) + col,
+                 out.scales + row * out.groups + g, out.offsets + row * out.groups + g,
+                 w.precision == Precision::int4 ? out.fine + row * out.fine_stride + col / kSubColumns : nullptr);
+}
+
+static void prepare(const Matrix& w, const float* x, size_t col, size_t n, const Rows& out, size_t row) {
+  uint8_t* data = out.data + row * out.stride;
+  if (w.precision == Precision::fp32) {
+    for (size_t i = 0; i < n; i += 16) f_store(reinterpret_cast<float*>(data) + col + i, f_load(x + i));
+  } else if (w.precision == Precision::bf16) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(data) + col;
+    for (size_t i = 0; i < n; i += 16) f_store_bf16(to + i, f_load(x + i));
+    const size_t end = (n + 15) / 16 * 16;
+    if ((col + end) % 32 == 16) f_store_bf16(to + end, f_zero());  // the matrix has 32 columns at a time
+  } else {
+    const size_t end = (n + 15) / 16 * 16;
+    for (size_t i = 0; i < end; i += w.group)
+      quantise_around(w, x + i, col + i, end - i < w.group ? end - i : w.group, out, row);
+  }
+}
+
+}  // namespace ernie::ERNIE_VARIANT

@@ -1,0 +1,151 @@
+// Tiles of quantised matrices: int8 for any number of rows; int4 as it lies for few rows, expanded to int8 for many.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/linear/linear.h"
+
+namespace ernie::ERNIE_VARIANT {
+
+// What all quantised tiles begin with: the exact columns.
+template <int P, int M>
+static inline void add_exact(const Matrix& w, const uint8_t* panel, const Rows& x, size_t row, F16 (&total)[P][M]) {
+  for (int p = 0; p < P; ++p)
+    for (int m = 0; m < M; ++m) total[p][m] = f_zero();
+  const float* values = x.exact + row * kMaxExact;
+  for (size_t e = 0; e < w.exact_count; e += 2) {
+    const uint8_t* line = panel + e / 2 * kLineBytes;
+    for (int p = 0; p < P; ++p) {
+      const F16 first = f_load_first(line + p * w.panel_bytes);
+      const F16 second = f_load_second(line + p * w.panel_bytes);
+      for (int m = 0; m < M; ++m) {
+        total[p][m] = f_fma(first, f_set1(values[m * kMaxExact + e]), total[p][m]);
+        total[p][m] = f_fma(second, f_set1(values[m * kMaxExact + e + 1]), total[p][m]);
+      }
+    }
+  }
+}
+
+// Adds a group's integer sums, scaled.
+template <int P, int M>
+static inline void add_group(const Matrix& w, const uint8_t* panel, size_t g, const Rows& x, size_t row,
+                             const I16 (&acc)[P][M], F16 (&total)[P][M]) {
+  const uint8_t* scales = panel + w.scales_at + g * kPanelRows * sizeof(uint16_t);
+  for (int p = 0; p < P; ++p) {
+    const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(scales + p * w.panel_bytes));
+    for (int m = 0; m < M; ++m) {
+      const F16 both = f_mul(scale, f_set1(x.scales[(row + m) * x.groups + g]));
+      total[p][m] = f_fma(i_to_float(acc[p][m]), both, total[p][m]);
+    }
+  }
+}
+
+template <int P, int M>
+static inline void store_tile(const F16 (&total)[P][M], float* out, size_t stride) {
+  for (int m = 0; m < M; ++m)
+    for (int p = 0; p < P; ++p) f_store(out + m * stride + p * kPanelRows, total[p][m]);
+}
+
+struct Int8Tile {
+  template <int P, int M>
+  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
+    const uint8_t* base = w.data + panel * w.panel_bytes;
+    const uint8_t* weights = base + w.weights_at;
+    const int8_t* xp[M];
+    F16 total[P][M];
+    for (int m = 0; m < M; ++m) xp[m] = reinterpret_cast<const int8_t*>(x.data + (row + m) * x.stride);
+    add_exact(w, base, x, row, total);
+    for (size_t g = 0; g < x.groups; ++g) {
+      I16 acc[P][M];
+      for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) acc[p][m] = i_set1(x.offsets[(row + m) * x.groups + g]);
+      const size_t lines = w.group_cols(g) / 4;
+      for (size_t k = 0; k < lines; ++k) {
+        LineI8 line[P];
+        for (int p = 0; p < P; ++p) line[p] = load_line_i8(weights + p * w.panel_bytes + k * kLineBytes);
+        for (int m = 0; m < M; ++m) {
+          const Quad a = load_quad(xp[m] + 4 * k);
+          for (int p = 0; p < P; ++p) acc[p][m] = dot_i8(acc[p][m], line[p], a);
+        }
+      }
+      add_group(w, base, g, x, row, acc, total);
+      weights += lines * kLineBytes;
+      for (int m = 0; m < M; ++m) xp[m] += w.group;
+    }
+    store_tile(total, out, stride);
+  }
+};
+
+// Sixteen columns of int4 against M rows: the sums of nibble * activation, less 8 times the activations.
+template <int P, int M>
+static inline void dot_sub(const uint8_t* weights, size_t panel_bytes, const int8_t* const (&xp)[M], I16 (&acc)[P][M]) {
+  for (size_t k = 0; k < kSubColumns / 8; ++k)
+    for (int p = 0; p < P; ++p) {
+      const LineI4 line = load_line_i4(weights + p * panel_bytes + k * kLineBytes);
+      for (int m = 0; m < M; ++m) {
+        acc[p][m] = dot_i8(acc[p][m], line.low, load_quad(xp[m] + 8 * k));
+        acc[p][m] = dot_i8(acc[p][m], line.high, load_quad(xp[m] + 8 * k + 4));
+      }
+    }
+}
+
+struct Int4Tile {
+  template <int P, int M>
+  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
+    const uint8_t* base = w.data + panel * w.panel_bytes;
+    const uint8_t* weights = base + w.weights_at;
+    const int8_t* xp[M];
+    F16 total[P][M];
+    for (int m = 0; m < M; ++m) xp[m] = reinterpret_cast<const int8_t*>(x.data + (row + m) * x.stride);
+    add_exact(w, base, x, row, total);
+    size_t sub = 0;
+    for (size_t g = 0; g < x.groups; ++g) {
+      I16 acc[P][M];
+      for (int p = 0; p < P; ++p)
+        for (int m = 0; m < M; ++m) acc[p][m] = i_set1(0);
+      const size_t last = sub + w.group_cols(g) / kSubColumns;
+      for (; sub < last; ++sub) {
+        I16 part[P][M];
+        for (int m = 0; m < M; ++m)
+          for (int p = 0; p < P; ++p) part[p][m] = i_set1(x.fine[(row + m) * x.fine_stride + sub]);
+        dot_sub<P, M>(weights, w.panel_bytes, xp, part);
+        for (int p = 0; p < P; ++p) {
+          const uint8_t* factors = base + p * w.panel_bytes + w.subs_at + sub / 8 * kLineBytes;
+          const I16 factor = i_field(i_load(factors), static_cast<int>(sub % 8 * 4), 15);
+          for (int m = 0; m < M; ++m) acc[p][m] = i_add(i_mul(part[p][m], factor), acc[p][m]);
+        }
+        weights += kSubColumns / 8 * kLineBytes;
+        for (int m = 0; m < M; ++m) xp[m] += kSubColumns;
+      }
+      add_group(w, base, g, x, row, acc, total);
+    }
+    store_tile(total, out, stride);
+  }
+};
+
+// The int8 matrix of `panels` panels from `panel` on, written to `scratch`.
+static Matrix expand_int4(const Matrix& w, size_t panel, size_t panels, uint8_t* scratch) {
+  Matrix wide = w;
+  wide.precision = Precision::int8;
+  wide.rows = panels * kPanelRows;
+  wide.weights_at = w.subs_at;  // no factors
+  wide.panel_bytes = wide.weights_at + w.cols / 4 * kLineBytes;
+  wide.data = scratch;
+  for (size_t p = 0; p < panels; ++p) {
+    const uint8_t* from = w.data + (panel + p) * w.panel_bytes;
+    uint8_t* to = scratch + p * wide.panel_bytes;
+    std::memcpy(to, from, wide.weights_at);
+    to += wide.weights_at;
+    for (size_t sub = 0; sub < w.cols / kSubColumns; ++sub) {
+      const I16 factor = i_field(i_load(from + w.subs_at + sub / 8 * kLineBytes), static_cast<int>(sub % 8 * 4), 15);
+      for (size_t k = 0; k < kSubColumns / 8; ++k, to += 2 * kLineBytes) {
+        const uint8_t* nibbles = from + w.weights_at + (sub * 2 + k) * kLineBytes;
+        expand_line(nibbles, 0, factor, to);
+        expand_line(nibbles, 4, factor, to + kLineBytes);
+      }
+    }
+  }
+  return wide;
+}
+
+}  // namespace ernie::ERNIE_VARIANT
