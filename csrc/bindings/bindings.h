@@ -4,6 +4,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <memory>
+#include <vector>
+
 #include "kernels/linear/pack.h"
 
 namespace nb = nanobind;
@@ -15,9 +18,10 @@ void bind_tensor(nb::module_& m);
 void bind_select(nb::module_& m);
 void bind_model(nb::module_& m);
 
-// A view of a NumPy array of one or two dimensions; keeps the array alive.
+// A view of a NumPy array of one or two dimensions, or of the arrays of a quantised matrix; keeps them alive.
 struct BoundTensor {
-  nb::ndarray<nb::ro, nb::device::cpu> array;
+  std::vector<nb::object> kept;
+  std::unique_ptr<Codes> codes;
   Source source;
 };
 

@@ -96,6 +96,24 @@ nb::list forward(Model& model, const nb::list& batch) {
   return results;
 }
 
+using Panels = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+const char* precision_name(Precision precision) {
+  constexpr const char* names[] = {"fp32", "bf16", "int8", "int4"};
+  return names[static_cast<int>(precision)];
+}
+
+nb::tuple packed(Model& model, const std::string& name) {
+  const PackedMatrix& matrix = model.packed_weights().matrix(name);
+  const nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> panels(matrix.view.data, {matrix.bytes()}, nb::find(model));
+  return nb::make_tuple(precision_name(matrix.view.precision), matrix.view.group, matrix.exact, panels);
+}
+
+void set_packed(Model& model, const std::string& name, const std::string& precision, size_t group,
+                const std::vector<int32_t>& exact, const Panels& panels) {
+  model.weights().set_packed(name, precision_from(precision), group, exact, panels.data(), panels.size());
+}
+
 void bind_config(nb::module_& m) {
   nb::class_<Config>(m, "Config", "Sizes of a model, and how it runs; see csrc/model/config.h.")
       .def(nb::init<>())
@@ -171,6 +189,10 @@ void bind_model(nb::module_& m) {
              s.weights().set_expert(layer, expert, gate.source, up.source, down.source);
            },
            Release())
+      .def("matrix_names", [](Model& s) { return s.packed_weights().matrix_names(); })
+      .def("packed", &packed, nb::rv_policy::reference_internal, nb::arg("name"))
+      .def("set_packed", &set_packed, nb::keep_alive<1, 6>(), nb::arg("name"), nb::arg("precision"), nb::arg("group"),
+           nb::arg("exact"), nb::arg("panels"))
       .def("finish", &Model::finish, Release())
       .def("open", &Model::open, Release())
       .def("free", &Model::free, Release())

@@ -1,5 +1,7 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "bindings/bindings.h"
@@ -28,7 +30,55 @@ BoundTensor make_tensor(nb::ndarray<nb::ro, nb::device::cpu> array, const std::s
   tensor.source.cols = array.shape(matrix ? 1 : 0);
   tensor.source.row_stride = matrix ? array.stride(0) : 0;
   tensor.source.col_stride = array.stride(matrix ? 1 : 0);
-  tensor.array = std::move(array);
+  tensor.kept.push_back(nb::cast(array));
+  return tensor;
+}
+
+template <typename T>
+using Table = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Columns = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(std::string("a quantised matrix: ") + what);
+}
+
+template <typename T>
+bool has_shape(const Table<T>& table, size_t rows, size_t cols) {
+  return table.shape(0) == rows && table.shape(1) == cols;
+}
+
+void check_columns(const Columns& exact, size_t cols) {
+  require(exact.size() <= kMaxExact && exact.size() % 2 == 0, "exact columns must be an even number up to 64");
+  for (size_t i = 0; i < exact.size(); ++i)
+    require(exact(i) >= (i == 0 ? 0 : exact(i - 1) + 1) && static_cast<size_t>(exact(i)) < cols,
+            "exact columns must ascend inside the matrix");
+}
+
+void check_nibbles(const Table<int8_t>& codes, const Table<uint8_t>& subs) {
+  bool ok = true;
+  for (size_t i = 0; i < codes.size(); ++i) ok &= codes.data()[i] >= -8 && codes.data()[i] <= 7;
+  for (size_t i = 0; i < subs.size(); ++i) ok &= subs.data()[i] <= 15;
+  require(ok, "int4 codes must be from -8 to 7, their factors from 0 to 15");
+}
+
+BoundTensor make_quantised(size_t group, const Table<int8_t>& codes, const Table<uint16_t>& scales,
+                           const std::optional<Table<uint8_t>>& subs, const Columns& exact,
+                           const Table<uint16_t>& exact_weights) {
+  const size_t rows = codes.shape(0), cols = codes.shape(1);
+  require(group > 0 && group % 16 == 0 && group <= kMaxGroup, "the group must be a multiple of 16 up to 256");
+  require(has_shape(scales, rows, div_up(cols, group)), "scales must be [rows, groups]");
+  check_columns(exact, cols);
+  require(has_shape(exact_weights, rows, exact.size()), "exact weights must be [rows, exact columns]");
+  BoundTensor tensor;
+  tensor.kept = {nb::cast(codes), nb::cast(scales), nb::cast(exact), nb::cast(exact_weights)};
+  if (subs) {
+    require(has_shape(*subs, rows, div_up(cols, kSubColumns)), "factors must be [rows, a sixteenth of the columns]");
+    check_nibbles(codes, *subs);
+    tensor.kept.push_back(nb::cast(*subs));
+  }
+  tensor.codes = std::make_unique<Codes>(Codes{codes.data(), scales.data(), subs ? subs->data() : nullptr, exact.data(),
+                                               exact_weights.data(), exact.size(), group});
+  tensor.source = {.rows = rows, .cols = cols, .codes = tensor.codes.get()};
   return tensor;
 }
 
@@ -38,7 +88,10 @@ void bind_tensor(nb::module_& m) {
   nb::class_<BoundTensor>(m, "Tensor", "A checkpoint tensor: an array, and the dtype that its bits have.")
       .def("__init__", [](BoundTensor* self, nb::ndarray<nb::ro, nb::device::cpu> array,
                           const std::string& dtype) { new (self) BoundTensor(make_tensor(std::move(array), dtype)); },
-           nb::arg("array"), nb::arg("dtype"));
+           nb::arg("array"), nb::arg("dtype"))
+      .def_static("quantised", &make_quantised, nb::arg("group"), nb::arg("codes"), nb::arg("scales"),
+                  nb::arg("subs").none(), nb::arg("exact"), nb::arg("exact_weights"),
+                  "A matrix whose codes were chosen before; see Codes in csrc/kernels/linear/pack.h.");
 }
 
 }  // namespace ernie

@@ -36,6 +36,7 @@ class Model {
 
   // To be filled by one thread. Throws std::runtime_error once they are complete.
   Weights& weights();
+  const Weights& packed_weights() const { return weights_; }
   // Packed weights are complete; sequences may be opened.
   void finish();
 

@@ -13,13 +13,6 @@ void expect(const Source& source, size_t rows, size_t cols, const char* name) {
                               std::to_string(cols) + "]");
 }
 
-// Working memory is laid out for the groups that the model was made with.
-void check_group(const Source& source, size_t group) {
-  if (source.codes == nullptr || source.codes->group == group) return;
-  throw std::invalid_argument("a quantised matrix has groups of " + std::to_string(source.codes->group) +
-                              ", the model was made for groups of " + std::to_string(group));
-}
-
 // Rows of `heads` heads of `d` rows each, every head padded to a multiple of 16.
 void append_heads(std::vector<SourceRow>* map, int source, size_t heads, size_t d) {
   for (size_t h = 0; h < heads; ++h)
@@ -59,6 +52,16 @@ Weights::Weights(const Config& config, ThreadPool& pool) : config_(config), pool
     layers_[i].moe = config.moe_layers[i];
     if (layers_[i].moe) layers_[i].experts.resize(config.experts);
   }
+  name_slots();
+}
+
+// Working memory is laid out for the precision and the groups that the model was made with.
+void Weights::check_codes(const Source& source, size_t group) const {
+  if (source.codes == nullptr) return;
+  if (!is_quantised(config_.precision)) throw std::invalid_argument("the model was not made for quantised matrices");
+  if (source.codes->group == group) return;
+  throw std::invalid_argument("a quantised matrix has groups of " + std::to_string(source.codes->group) +
+                              ", the model was made for groups of " + std::to_string(group));
 }
 
 Layer& Weights::layer(size_t index) {
@@ -69,7 +72,7 @@ Layer& Weights::layer(size_t index) {
 PackedMatrix Weights::pack_plain(Precision precision, size_t group, const Source& source, size_t rows, size_t cols,
                                  const char* name) {
   expect(source, rows, cols, name);
-  check_group(source, group);
+  check_codes(source, group);
   return pack(precision, group, {source}, plain_rows(rows), plain_cols(cols), pool_);
 }
 
@@ -83,7 +86,7 @@ AlignedBuffer Weights::pack_norm(const Source& norm) const {
 FeedForward Weights::pack_ffn(const Source& gate, const Source& up, const Source& down, size_t width) {
   expect(gate, width, config_.hidden, "gate_proj");
   expect(up, width, config_.hidden, "up_proj");
-  check_group(gate, config_.group);
+  check_codes(gate, config_.group);
   FeedForward ffn;
   ffn.gate_up =
       pack(config_.precision, config_.group, {gate, up}, alternate_rows(width), plain_cols(config_.hidden), pool_);
@@ -116,8 +119,8 @@ void Weights::set_attention(size_t index, const Source& q, const Source& k, cons
   expect(k, config_.kv_heads * d, config_.hidden, "k_proj");
   expect(v, config_.kv_heads * d, config_.hidden, "v_proj");
   expect(o, config_.hidden, config_.heads * d, "o_proj");
-  check_group(q, config_.group);
-  check_group(o, config_.group);
+  check_codes(q, config_.group);
+  check_codes(o, config_.group);
   std::vector<SourceRow> rows;
   append_heads(&rows, 0, config_.heads, d);
   append_heads(&rows, 1, config_.kv_heads, d);
@@ -157,26 +160,29 @@ void Weights::check_complete() const {
   const auto need = [](const AlignedBuffer& buffer, const std::string& name) {
     if (buffer.size() == 0) throw std::invalid_argument(name + " was not set");
   };
+  const auto need_matrix = [](const PackedMatrix& matrix, const std::string& name) {
+    if (matrix.bytes() == 0) throw std::invalid_argument(name + " was not set");
+  };
   need(final_norm_, "the final norm");
-  need(head_.storage, "the head");
-  if (!config_.tied) need(embedding_.storage, "the embedding");
+  need_matrix(head_, "the head");
+  if (!config_.tied) need_matrix(embedding_, "the embedding");
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& l = layers_[i];
     const std::string at = " of layer " + std::to_string(i);
     need(l.input_norm, "the norms" + at);
-    need(l.qkv.storage, "the attention" + at);
-    if (!l.moe || config_.shared_experts > 0) need(l.ffn.down.storage, "the feed-forward network" + at);
-    if (l.moe) need(l.router.storage, "the router" + at);
-    for (const FeedForward& e : l.experts) need(e.down.storage, "an expert" + at);
+    need_matrix(l.qkv, "the attention" + at);
+    if (!l.moe || config_.shared_experts > 0) need_matrix(l.ffn.down, "the feed-forward network" + at);
+    if (l.moe) need_matrix(l.router, "the router" + at);
+    for (const FeedForward& e : l.experts) need_matrix(e.down, "an expert" + at);
   }
 }
 
 size_t Weights::bytes() const {
-  const auto ffn_bytes = [](const FeedForward& f) { return f.gate_up.storage.size() + f.down.storage.size(); };
-  size_t sum = head_.storage.size() + embedding_.storage.size() + final_norm_.size();
+  const auto ffn_bytes = [](const FeedForward& f) { return f.gate_up.bytes() + f.down.bytes(); };
+  size_t sum = head_.bytes() + embedding_.bytes() + final_norm_.size();
   for (const Layer& l : layers_) {
-    sum += l.input_norm.size() + l.post_norm.size() + l.qkv.storage.size() + l.o.storage.size() + ffn_bytes(l.ffn) +
-           l.router.storage.size();
+    sum += l.input_norm.size() + l.post_norm.size() + l.qkv.bytes() + l.o.bytes() + ffn_bytes(l.ffn) +
+           l.router.bytes();
     for (const FeedForward& e : l.experts) sum += ffn_bytes(e);
   }
   return sum;

@@ -1,6 +1,7 @@
 // The packed weights of one model.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,15 @@ class Weights {
   void set_router(size_t layer, const Source& weight, const Source& bias);
   void set_expert(size_t layer, size_t expert, const Source& gate, const Source& up, const Source& down);
 
+  // Every matrix as it lies packed, by name: head, embedding, layers.N.qkv, .o, .gate_up, .down, .router,
+  // layers.N.experts.E.gate_up and .down. (Norms and the router's bias are set from tensors.)
+  std::vector<std::string> matrix_names() const;
+  const PackedMatrix& matrix(const std::string& name) const;
+  // Takes panels that were packed before, 64-byte aligned, which must outlive this object. They are checked for size, not
+  // for content: any bytes are numbers.
+  void set_packed(const std::string& name, Precision precision, size_t group, std::vector<int32_t> exact,
+                  const uint8_t* data, size_t bytes);
+
   // Throws std::invalid_argument naming what was not set.
   void check_complete() const;
   // Bytes of packed weights.
@@ -57,10 +67,22 @@ class Weights {
   FeedForward pack_ffn(const Source& gate, const Source& up, const Source& down, size_t width);
   AlignedBuffer pack_norm(const Source& norm) const;
   Layer& layer(size_t index);
+  void check_codes(const Source& source, size_t group) const;
+
+  // Where a packed matrix goes and what it must be like. Precision fp32 stands for what is never quantised.
+  struct Slot {
+    PackedMatrix* to;
+    size_t rows, cols, group;
+    enum class Kind { body, head, embedding, router } kind;
+  };
+  void name_slots();
+  void name_ffn(const std::string& prefix, FeedForward& ffn, size_t width);
+  const Slot& slot(const std::string& name) const;
 
   const Config& config_;
   ThreadPool& pool_;
   std::vector<Layer> layers_;
+  std::map<std::string, Slot> slots_;
   PackedMatrix head_, embedding_;
   AlignedBuffer final_norm_;
 };
