@@ -1,4 +1,4 @@
-"""Quantised matrices handed to the native core as codes, and packed matrices taken out of one model and put into another."""
+"""Quantised matrices as codes; packed matrices taken out of one native model and put into another."""
 
 from __future__ import annotations
 
