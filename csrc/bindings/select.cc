@@ -1,6 +1,11 @@
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
 #include <stdexcept>
 
 #include "bindings/bindings.h"
+#include "kernels/kernels.h"
 #include "kernels/select/select.h"
 
 namespace ernie {
@@ -32,6 +37,14 @@ void make_select(Select* self, double temperature, size_t top_k, double top_p, d
                     .seed = seed};
 }
 
+nb::tuple select_from(const Select& select, const Array<float>& logits, uint64_t position, const std::string& isa) {
+  std::vector<float> row = to_vector(logits);
+  check_select(select, row.size());
+  SelectScratch scratch;
+  const Drawn drawn = select_row(kernels_for(isa_from_name(isa)).select, select, row.data(), row.size(), position, scratch);
+  return nb::make_tuple(drawn.token, drawn.logprob, nb::cast(drawn.top));
+}
+
 }  // namespace
 
 void bind_select(nb::module_& m) {
@@ -40,6 +53,8 @@ void bind_select(nb::module_& m) {
            nb::arg("min_p"), nb::arg("repetition_penalty"), nb::arg("presence_penalty"), nb::arg("frequency_penalty"),
            nb::arg("vocab_limit"), nb::arg("seen"), nb::arg("counts"), nb::arg("mask"), nb::arg("logprobs"),
            nb::arg("seed"));
+  m.def("select_from", &select_from, nb::arg("select"), nb::arg("logits"), nb::arg("position"), nb::arg("isa"),
+        "Draws from one row of logits as a step does: token, log-probability, alternatives.");
   m.def("uniform", &uniform, nb::arg("seed"), nb::arg("position"),
         "Number in [0, 1) that a draw with this seed at this position uses.");
 }

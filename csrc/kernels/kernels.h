@@ -8,6 +8,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/linear/linear.h"
+#include "kernels/select/passes.h"
 
 namespace ernie {
 
@@ -20,6 +21,7 @@ struct Kernels {
   SwigluFn swiglu;
   AddScaledFn add_scaled;
   AttendFn attend;
+  SelectKernels select;
 };
 
 // Throws std::invalid_argument if the level is not compiled in or the host cannot run it.

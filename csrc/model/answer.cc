@@ -47,10 +47,11 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
              const size_t count = std::min(panels * kPanelRows, config_.vocab - first);
              std::memcpy(rows[i].logits + first, tile, count * sizeof(float));
            });
-  pool_.run(with_logits, [&](size_t i, int) {
+  pool_.run(with_logits, [&](size_t i, int thread) {
     const Row& row = rows[i];
     if (batch[row.step].output != Output::select) return;
-    Drawn drawn = select_row(batch[row.step].select, row.logits, config_.vocab, positions_[row.token] + 1);
+    Drawn drawn = select_row(kernels_.select, batch[row.step].select, row.logits, config_.vocab,
+                             positions_[row.token] + 1, scratch_.select(thread));
     outputs[row.step].drawn[row.index] = std::move(drawn);
   });
 }

@@ -24,6 +24,7 @@ void Config::check() const {
     require(size > 0 && size < kLargest, "every size must be from 1 to 2**31 - 1");
   require(hidden <= kWidest && intermediate <= kWidest && heads * padded_head() <= kWidest,
           "hidden, intermediate and heads * head_dim must be at most 2**24");
+  require(vocab <= size_t{1} << 22, "the vocabulary must be at most 2**22");  // see kernels/select/passes.h
   require(layers <= kMost && max_step_tokens <= kMost, "layers and max_step_tokens must be at most 2**16");
   require(head_dim % 2 == 0, "head_dim must be even");
   require(heads % kv_heads == 0, "num_attention_heads must be a multiple of num_key_value_heads");

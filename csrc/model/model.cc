@@ -101,11 +101,7 @@ void Model::check(const std::vector<StepInput>& batch) const {
     for (int32_t id : step.ids)
       if (id < 0 || static_cast<size_t>(id) >= config_.vocab)
         throw std::invalid_argument("token id " + std::to_string(id) + " is not in [0, " + std::to_string(config_.vocab) + ")");
-    const Select& select = step.select;
-    if (select.seen.size() != select.counts.size()) throw std::invalid_argument("seen and counts differ in length");
-    for (int32_t id : select.seen)
-      if (id < 0 || static_cast<size_t>(id) >= config_.vocab) throw std::invalid_argument("a seen id is out of range");
-    if (!select.mask.empty() && select.mask.size() * 32 < config_.vocab) throw std::invalid_argument("the mask is too short");
+    check_select(step.select, config_.vocab);
     tokens += step.ids.size();
   }
   if (tokens > config_.max_step_tokens) throw std::invalid_argument("too many tokens in one step");

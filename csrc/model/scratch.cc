@@ -46,7 +46,7 @@ class Layout {
 
 }  // namespace
 
-Scratch::Scratch(const Config& c, int threads) {
+Scratch::Scratch(const Config& c, int threads) : select_(static_cast<size_t>(threads)) {
   const size_t tokens = c.max_step_tokens;
   const size_t hidden = c.padded_hidden();
   const size_t heads = c.heads * c.padded_head();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/memory.h"
+#include "kernels/select/select.h"
 #include "model/config.h"
 
 namespace ernie {
@@ -43,11 +44,15 @@ class Scratch {
   uint8_t* linear(int thread) const { return arena_.at<uint8_t>(linear_) + static_cast<size_t>(thread) * linear_bytes_; }
 
   static constexpr size_t kRowsPerBlock = 256;     // a multiple of every tile's rows
+  // Grows at the first draw that needs it, a few times the vocabulary.
+  SelectScratch& select(int thread) { return select_[static_cast<size_t>(thread)]; }
+
   static constexpr size_t kTokensPerAttention = 16;
 
  private:
   Arena arena_;
   std::vector<std::function<void()>> set_pointers_;
+  std::vector<SelectScratch> select_;
   size_t tile_ = 0, tile_floats_ = 0, attention_ = 0, attention_floats_ = 0, panels_per_task_ = 0;
   size_t linear_ = 0, linear_bytes_ = 0;
 };

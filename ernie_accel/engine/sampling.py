@@ -7,17 +7,22 @@ One row of raw logits, float32 [vocab_size], becomes a token like this:
    ``l = l - (frequency_penalty * count + presence_penalty)``.
 2. Ids from ``vocab_limit`` on and ids that the mask forbids become -inf: they are never drawn.
 3. Greedy, if the temperature is below ``GREEDY_BELOW``: the largest logit, the lowest id among equals.
-4. Otherwise ``z = l / temperature`` in float64; ids in the order (z descending, id ascending), forbidden
-   ones left out. The first ``top_k`` stay, if that is above 0. With ``p = exp(z - z[0])`` and c the running
-   sum of p from the front: ``top_p`` below 1 keeps the shortest prefix with ``c >= top_p * c[-1]``, and
-   ``min_p`` keeps ``p >= min_p * p[0]``.
-5. The draw: of the n ids kept, the first with ``c > u * c[n - 1]``, or the last where rounding leaves none;
-   ``u = uniform(seed, position)``, where position is the place in the sequence that the drawn token has.
+4. Otherwise ids in the order (logit descending, id ascending), forbidden ones left out; the first ``top_k``
+   stay, if that is above 0. The weight of a logit l beside the largest one, l0, is the whole number
+   ``w = round(2**40 * exp((l - l0) / temperature))``, computed as ``weights`` below does: sums of whole numbers
+   are exact, so whoever adds them in another order draws the same token. With c the running sum of w from the
+   front: ``top_p`` below 1 keeps the shortest prefix with ``c >= top_p * c[-1]``, ``min_p`` keeps
+   ``w >= min_p * 2**40``, and the first id stays in any case.
+5. The draw: the first id with ``c > floor(u * s)``, where s is the sum of the weights kept (at most s - 1 is taken
+   for ``floor(u * s)``); ``u = uniform(seed, position)``, where position is the place in the sequence that the
+   drawn token has. Products with a sum are those of doubles.
 
 Log-probabilities are those of the model itself: log-softmax, in float64, of the raw logits over all ids.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +32,30 @@ from ernie_accel.backends.checks import check_select
 from ernie_accel.errors import BackendError
 from ernie_accel.types import TokenLogprob
 
-__all__ = ["GREEDY_BELOW", "philox4x32", "select_rows", "uniform"]
+__all__ = ["GREEDY_BELOW", "philox4x32", "select_rows", "uniform", "weights"]
 
 GREEDY_BELOW = 1e-30
 """Lower temperatures take the largest logit: dividing by them could overflow, and the draw would be the same."""
+
+WEIGHT_BITS = 40
+"""The largest logit weighs 2 to this power: what is 2**41 times less probable is never drawn."""
+
+_LOG2_E = 1.4426950408889634
+_EXP2 = (
+    1.0,
+    0.6931471805599453,
+    0.24022650695910072,
+    0.05550410866482158,
+    0.009618129107628477,
+    0.0013333558146428443,
+    0.0001540353039338161,
+    1.5252733804059841e-05,
+    1.321548679014431e-06,
+    1.01780860092397e-07,
+    7.054911620801123e-09,
+    4.4455382718708116e-10,
+)
+"""ln(2)**k / k!"""
 
 _U32 = 0xFFFFFFFF
 
@@ -122,28 +147,45 @@ def _forbid(row: Row, select: Select) -> Row:
     return row
 
 
+def weights(row: Row, temperature: float) -> npt.NDArray[np.int64]:
+    """Return step 4's weights of logits, int64 [n], the largest of them 2**40.
+
+    ``2**y`` with ``y = (l - l0) * (log2(e) / temperature)`` is ``2**n * 2**f``, n whole and f at most 1/2 in size;
+    ``2**f`` by its Taylor polynomial of degree 11 in Horner's form (relative error below 1e-14), every
+    operation in float64. ``y`` is at least -64, where weights have long been 0.
+    """
+    z = row.astype(np.float64)
+    y = np.maximum((z - z.max()) * (_LOG2_E / temperature), -64.0)
+    n = np.rint(y)
+    f = y - n
+    p = np.full_like(f, _EXP2[-1])
+    for coefficient in reversed(_EXP2[:-1]):
+        p = p * f + coefficient
+    return np.rint(np.ldexp(p, n.astype(np.int32) + WEIGHT_BITS)).astype(np.int64)
+
+
 def _draw(row: Row, select: Select, u: float) -> int:
     """Steps 4 and 5 of the definition above."""
     allowed = np.flatnonzero(row > -np.inf)
-    z = row[allowed].astype(np.float64) / select.temperature
-    order = np.argsort(-z, kind="stable")  # stable: equal scores stay in the order of their ids
+    order = allowed[np.argsort(-row[allowed], kind="stable")]  # stable: equals stay in the order of their ids
     if select.top_k > 0:
         order = order[: select.top_k]
-    p = np.exp(z[order] - z[order[0]])
-    running = np.cumsum(p)
-    kept = _kept(p, running, select)
-    index = int(np.searchsorted(running[:kept], u * running[kept - 1], side="right"))
-    return int(allowed[order[min(index, kept - 1)]])
+    w = weights(row[order], select.temperature)
+    running = np.cumsum(w)
+    kept = _kept(w, running, select)
+    point = min(int(u * kept), kept - 1)
+    return int(order[np.searchsorted(running, point, side="right")])
 
 
-def _kept(p: npt.NDArray[np.float64], running: npt.NDArray[np.float64], select: Select) -> int:
-    """Return how many of the most probable ids top-p and min-p keep, at least one."""
-    kept = len(p)
+def _kept(w: npt.NDArray[np.int64], running: npt.NDArray[np.int64], select: Select) -> int:
+    """Return the sum of the weights that top-p and min-p keep, at least the first."""
+    kept = int(running[-1])
     if select.top_p < 1:
-        kept = min(kept, int(np.searchsorted(running, select.top_p * running[-1], side="left")) + 1)
+        least = min(max(math.ceil(select.top_p * kept), 1), kept)
+        kept = int(running[np.searchsorted(running, least, side="left")])
     if select.min_p > 0:
-        kept = min(kept, int(np.count_nonzero(p >= select.min_p * p[0])))
-    return max(kept, 1)
+        kept = min(kept, int(w[w >= math.ceil(min(select.min_p, 1.0) * 2.0**WEIGHT_BITS)].sum()))
+    return max(kept, int(w[0]))
 
 
 def _logprob(raw: Row, token: int, alternatives: int) -> TokenLogprob:

@@ -5,21 +5,14 @@
 #include <limits>
 #include <stdexcept>
 
+#include "kernels/select/draw.h"
+
 namespace ernie {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 // Dividing by lower temperatures could overflow, and the draw would be the same.
 constexpr double kGreedyBelow = 1e-30;
-
-struct Candidate {
-  float logit;
-  int32_t id;
-  // Heap order: the best candidate is the largest; among equals the lower id.
-  bool operator<(const Candidate& other) const {
-    return logit != other.logit ? logit < other.logit : id > other.id;
-  }
-};
 
 void philox_round(uint32_t counter[4], const uint32_t key[2]) {
   const uint64_t a = uint64_t{0xD2511F53u} * counter[0];
@@ -29,17 +22,21 @@ void philox_round(uint32_t counter[4], const uint32_t key[2]) {
   std::copy(next, next + 4, counter);
 }
 
-void report(const Select& select, const float* logits, size_t vocab, double* log_sum, Drawn* drawn) {
-  const float top = *std::max_element(logits, logits + vocab);
-  double sum = 0.0;
-  for (size_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(logits[i]) - top);
-  *log_sum = top + std::log(sum);
-  std::vector<Candidate> best(vocab);
-  for (size_t i = 0; i < vocab; ++i) best[i] = {std::isnan(logits[i]) ? kNever : logits[i], static_cast<int32_t>(i)};
-  const size_t n = std::min<size_t>(select.logprobs, vocab);
-  std::partial_sort(best.begin(), best.begin() + n, best.end(),
-                    [](const Candidate& a, const Candidate& b) { return b < a; });
-  for (size_t i = 0; i < n; ++i) drawn->top.emplace_back(best[i].id, best[i].logit - *log_sum);
+Scanned scan(const SelectKernels& kernels, const float* logits, size_t n, SelectScratch& scratch) {
+  scratch.block_tops.resize((n + kScanBlock - 1) / kScanBlock);
+  return kernels.scan(logits, n, scratch.block_tops.data());
+}
+
+// Log-probabilities of the model itself: the alternatives, and what to subtract from a logit.
+double report(const SelectKernels& kernels, const Select& select, const float* logits, size_t vocab,
+              SelectScratch& scratch, Drawn* drawn) {
+  const Scanned row = scan(kernels, logits, vocab, scratch);
+  const double log_sum = row.bad ? std::numeric_limits<double>::quiet_NaN()
+                                 : row.top + std::log(kernels.sum_exp(logits, vocab, row.top));
+  best_of(logits, vocab, std::min<size_t>(static_cast<size_t>(select.logprobs), vocab), scratch);
+  std::sort(scratch.candidates.begin(), scratch.candidates.end());
+  for (const Candidate& c : scratch.candidates) drawn->top.emplace_back(c.id, c.logit - log_sum);
+  return log_sum;
 }
 
 void penalise(const Select& select, float* logits) {
@@ -51,89 +48,25 @@ void penalise(const Select& select, float* logits) {
   }
 }
 
-void forbid(const Select& select, float* logits, size_t vocab) {
-  if (select.vocab_limit != 0)
-    for (size_t i = select.vocab_limit; i < vocab; ++i) logits[i] = kNever;
-  if (select.mask.empty()) return;
-  for (size_t i = 0; i < vocab; ++i)
-    if ((select.mask[i / 32] >> (i % 32) & 1u) == 0) logits[i] = kNever;
-}
-
 // The first among equals.
-int32_t most_probable(const float* logits, size_t vocab) {
-  return static_cast<int32_t>(std::max_element(logits, logits + vocab) - logits);
+int32_t first_of(float top, const float* logits, size_t n, const SelectScratch& scratch) {
+  const auto block = std::find(scratch.block_tops.begin(), scratch.block_tops.end(), top) - scratch.block_tops.begin();
+  const float* from = logits + static_cast<size_t>(block) * kScanBlock;
+  return static_cast<int32_t>(std::find(from, logits + n, top) - logits);
 }
 
-void check_logits(const float* logits, size_t vocab) {
-  bool some = false;
-  for (size_t i = 0; i < vocab; ++i) {
-    if (!(logits[i] < std::numeric_limits<float>::infinity()))
-      throw std::runtime_error("logits hold NaN or +inf: the model's weights or the penalties are out of range");
-    some |= logits[i] > kNever;
+int32_t draw(const SelectKernels& kernels, const Select& select, const float* logits, size_t n, float top, double u,
+             SelectScratch& scratch) {
+  if (select.top_k != 0 && select.top_k < n && is_few(select.top_k, n)) {
+    best_of(logits, n, select.top_k, scratch);
+    return draw_candidates(kernels, select, u, scratch);
   }
-  if (!some)
-    throw std::runtime_error("every token that may be drawn has the logit -inf: the model's weights are out of range");
-}
-
-// Takes candidates from the heap, best first, until `enough` weight has come; weights[i] belongs to taken[i].
-class Ranking {
- public:
-  Ranking(std::vector<Candidate> heap, double temperature) : heap_(std::move(heap)), temperature_(temperature) {
-    std::make_heap(heap_.begin(), heap_.end());
-    top_ = heap_.front().logit / temperature_;
-  }
-  double weight(float logit) const { return std::exp(logit / temperature_ - top_); }
-  double total() const {
-    double sum = 0.0;
-    for (const Candidate& c : heap_) sum += weight(c.logit);
-    return sum;
-  }
-  bool empty() const { return heap_.empty(); }
-  Candidate take() {
-    std::pop_heap(heap_.begin(), heap_.end());
-    const Candidate best = heap_.back();
-    heap_.pop_back();
-    return best;
-  }
-
- private:
-  std::vector<Candidate> heap_;
-  double temperature_;
-  double top_;
-};
-
-int32_t draw(const Select& select, const float* logits, size_t vocab, double u) {
-  std::vector<Candidate> candidates;
-  candidates.reserve(vocab);
-  for (size_t i = 0; i < vocab; ++i)
-    if (logits[i] > kNever) candidates.push_back({logits[i], static_cast<int32_t>(i)});
-  if (select.top_k != 0 && select.top_k < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + select.top_k - 1, candidates.end(),
-                     [](const Candidate& a, const Candidate& b) { return b < a; });
-    candidates.resize(select.top_k);
-  }
-  Ranking ranking(std::move(candidates), select.temperature);
-  const bool whole = select.top_p >= 1.0 && select.min_p <= 0.0;
-  const double total = ranking.total();
-  std::vector<Candidate> taken;
-  std::vector<double> cumulative;
-  double sum = 0.0;
-  while (!ranking.empty()) {
-    const Candidate next = ranking.take();
-    const double weight = ranking.weight(next.logit);
-    if (weight < select.min_p && !taken.empty()) break;  // the best, which weighs exactly 1, stays whatever min_p is
-    sum += weight;
-    taken.push_back(next);
-    cumulative.push_back(sum);
-    if (whole ? sum > u * total : select.top_p < 1.0 && sum >= select.top_p * total) break;
-  }
-  const double threshold = u * (whole ? total : sum);
-  for (size_t i = 0; i < taken.size(); ++i)
-    if (cumulative[i] > threshold) return taken[i].id;
-  return taken.back().id;
+  return draw_dense(kernels, select, logits, n, top, u, scratch);
 }
 
 }  // namespace
+
+bool Select::greedy() const { return temperature < kGreedyBelow; }
 
 double uniform(uint64_t seed, uint64_t position) {
   uint32_t counter[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0};
@@ -147,21 +80,55 @@ double uniform(uint64_t seed, uint64_t position) {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-Drawn select_row(const Select& select, float* logits, size_t vocab, uint64_t position) {
+void check_select(const Select& select, size_t vocab) {
+  if (select.seen.size() != select.counts.size()) throw std::invalid_argument("seen and counts differ in length");
+  for (int32_t id : select.seen)
+    if (id < 0 || static_cast<size_t>(id) >= vocab) throw std::invalid_argument("a seen id is out of range");
+  if (!select.mask.empty() && select.mask.size() * 32 < vocab) throw std::invalid_argument("the mask is too short");
+}
+
+void check_row(Scanned row) {
+  if (row.bad)
+    throw std::runtime_error("logits hold NaN or +inf: the model's weights or the penalties are out of range");
+  if (!(row.top > kNever))
+    throw std::runtime_error("every token that may be drawn has the logit -inf: the model's weights are out of range");
+}
+
+Drawn select_row(const SelectKernels& kernels, const Select& select, float* logits, size_t vocab, uint64_t position,
+                 SelectScratch& scratch) {
   Drawn drawn;
   double log_sum = 0.0;
-  std::vector<float> raw;
   if (select.logprobs >= 0) {
-    report(select, logits, vocab, &log_sum, &drawn);
-    raw.assign(logits, logits + vocab);
+    log_sum = report(kernels, select, logits, vocab, scratch, &drawn);
+    scratch.raw.assign(logits, logits + vocab);
   }
   penalise(select, logits);
-  forbid(select, logits, vocab);
-  check_logits(logits, vocab);
-  drawn.token = select.temperature < kGreedyBelow ? most_probable(logits, vocab)
-                                                  : draw(select, logits, vocab, uniform(select.seed, position));
-  if (select.logprobs >= 0) drawn.logprob = raw[drawn.token] - log_sum;
+  const size_t n = select.limit(vocab);
+  if (!select.mask.empty()) kernels.forbid(select.mask.data(), logits, n);
+  const Scanned row = scan(kernels, logits, n, scratch);
+  check_row(row);
+  drawn.token = select.greedy() ? first_of(row.top, logits, n, scratch)
+                                : draw(kernels, select, logits, n, row.top, uniform(select.seed, position), scratch);
+  if (select.logprobs >= 0) drawn.logprob = scratch.raw[static_cast<size_t>(drawn.token)] - log_sum;
   return drawn;
+}
+
+int32_t select_candidates(const SelectKernels& kernels, const Select& select, std::vector<Candidate>& candidates,
+                          uint64_t position, SelectScratch& scratch) {
+  Scanned row{kNever, false};
+  for (const Candidate& c : candidates) {
+    row.bad |= !(c.logit < std::numeric_limits<float>::infinity());
+    row.top = std::max(row.top, c.logit);
+  }
+  check_row(row);
+  const size_t count = select.greedy() ? 1 : select.top_k;
+  if (candidates.size() > count) {
+    std::nth_element(candidates.begin(), candidates.begin() + static_cast<ptrdiff_t>(count - 1), candidates.end());
+    candidates.resize(count);
+  }
+  if (select.greedy()) return candidates.front().id;
+  scratch.candidates.swap(candidates);
+  return draw_candidates(kernels, select, uniform(select.seed, position), scratch);
 }
 
 }  // namespace ernie

@@ -3,6 +3,7 @@
 #include "kernels/elementwise/generic.h"
 #include "kernels/kernels.h"
 #include "kernels/linear/generic.h"
+#include "kernels/select/generic.h"
 
 namespace ernie::ERNIE_VARIANT {
 
@@ -16,6 +17,7 @@ const Kernels kernels = {
     .swiglu = swiglu,
     .add_scaled = add_scaled,
     .attend = attend,
+    .select = kSelectKernels,
 };
 
 }  // namespace ernie::ERNIE_VARIANT

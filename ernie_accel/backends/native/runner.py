@@ -87,15 +87,14 @@ class NativeRunner:
 
 
 def _to_tuple(step: Step, ids: npt.NDArray[np.int32]) -> _native.StepTuple:
-    select = _to_select(step.select) if step.output == "select" else None
+    select = None if step.select is None else native_select(step.select) if step.output == "select" else None
     return step.seq, ids, step.rows, step.output, select
 
 
-def _to_select(select: Select | None) -> _native.Select | None:
+def native_select(select: Select) -> _native.Select:
+    """Return the settings in the extension module's form, arrays included."""
     from ernie_accel import _native
 
-    if select is None:
-        return None
     seen = _array(select.seen, _NO_IDS)
     return _native.Select(
         temperature=select.temperature,

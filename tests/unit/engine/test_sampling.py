@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ernie_accel.backends.base import Select
-from ernie_accel.engine.sampling import philox4x32, select_rows, uniform
+from ernie_accel.engine.sampling import philox4x32, select_rows, uniform, weights
 from ernie_accel.errors import ArgumentError, BackendError
 
 Rows = npt.NDArray[np.float32]
@@ -55,21 +55,23 @@ def slow_token(row: list[float], select: Select, position: int) -> int:
     ]
     if select.temperature == 0:
         return min(ids, key=lambda i: (-float(logits[i]), i))
-    z = {i: float(logits[i]) / select.temperature for i in ids}
-    order = sorted(ids, key=lambda i: (-z[i], i))[: select.top_k or None]
-    p = [math.exp(z[i] - z[order[0]]) for i in order]
-    kept, total, running = 0, sum(p), 0.0
-    for kept, weight in enumerate(p, 1):  # noqa: B007
-        running += weight
-        if select.top_p < 1 and running >= select.top_p * total:
-            break
-    kept = max(1, min(kept, sum(weight >= select.min_p for weight in p)))
-    threshold, running = uniform(select.seed, position) * sum(p[:kept]), 0.0
-    for i, weight in zip(order, p[:kept], strict=False):
+    order = sorted(ids, key=lambda i: (-float(logits[i]), i))[: select.top_k or None]
+    top = float(logits[order[0]])
+    w = [round(2**40 * math.exp((float(logits[i]) - top) / select.temperature)) for i in order]
+    kept = max(w[0], sum(weight for weight in w if weight >= select.min_p * 2**40))
+    if select.top_p < 1:
+        running = 0
+        for weight in w:
+            running += weight
+            if running >= select.top_p * sum(w):
+                break
+        kept = min(kept, running)
+    threshold, running = uniform(select.seed, position) * kept, 0
+    for i, weight in zip(order, w, strict=True):
         running += weight
         if running > threshold:
             return i
-    return order[kept - 1]
+    return order[-1]
 
 
 def test_philox_known_answers() -> None:
@@ -100,6 +102,14 @@ def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> N
 
 def test_a_small_temperature_draws_the_largest_logit() -> None:
     assert one([1, 3, 2, 2.5], Select(temperature=1e-29)) == 1
+
+
+def test_weights_are_the_exponentials() -> None:
+    logits = np.random.default_rng(2).normal(size=1000).astype(np.float32) * 5
+    exact = [2.0**40 * math.exp((float(x) - float(logits.max())) / 0.7) for x in logits]
+    np.testing.assert_allclose(weights(logits, 0.7), exact, rtol=0, atol=0.51)
+    assert weights(rows([3, 3, -90])[0], 1.0).tolist() == [2**40, 2**40, 0]
+    assert weights(rows([3e38, -3e38])[0], 1e-30).tolist() == [2**40, 0]
 
 
 def test_draws_follow_the_softmax() -> None:
