@@ -103,6 +103,17 @@ const char* precision_name(Precision precision) {
   return names[static_cast<int>(precision)];
 }
 
+// Steps, and for every part that ran: (name, calls, seconds, bytes).
+nb::tuple profile(Model& model, bool on) {
+  const Profile made = model.profile(on);
+  nb::list parts;
+  for (size_t i = 0; i < kPartNames.size(); ++i) {
+    const Profile::Entry& entry = made.entries()[i];
+    if (entry.calls > 0) parts.append(nb::make_tuple(kPartNames[i], entry.calls, entry.seconds, entry.bytes));
+  }
+  return nb::make_tuple(made.steps(), parts);
+}
+
 nb::tuple packed(Model& model, const std::string& name) {
   const PackedMatrix& matrix = model.packed_weights().matrix(name);
   const nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> panels(matrix.view.data, {matrix.bytes()}, nb::find(model));
@@ -200,6 +211,7 @@ void bind_model(nb::module_& m) {
       .def("truncate", &Model::truncate, Release())
       .def("length", &Model::length, Release())
       .def("forward", &forward, nb::arg("batch"))
+      .def("profile", &profile, nb::arg("on"))
       .def_prop_ro("free_tokens", &Model::free_tokens, Release())
       .def_prop_ro("used_tokens", &Model::used_tokens, Release())
       .def_prop_ro("scratch_bytes", &Model::scratch_bytes)

@@ -47,6 +47,7 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
              const size_t count = std::min(panels * kPanelRows, config_.vocab - first);
              std::memcpy(rows[i].logits + first, tile, count * sizeof(float));
            });
+  mark(Part::head, weights_.head().bytes());
   pool_.run(with_logits, [&](size_t i, int thread) {
     const Row& row = rows[i];
     if (batch[row.step].output != Output::select) return;
@@ -54,6 +55,7 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
                              positions_[row.token] + 1, scratch_.select(thread));
     outputs[row.step].drawn[row.index] = std::move(drawn);
   });
+  mark(Part::select);
 }
 
 }  // namespace ernie

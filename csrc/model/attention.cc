@@ -12,14 +12,25 @@ void StepRun::attention(size_t index) {
   const Layer& layer = weights_.layers()[index];
   norm_rows(reinterpret_cast<const float*>(layer.input_norm.data()), layer.qkv.view);
   project_qkv(index);
+  mark(Part::qkv, layer.qkv.bytes());
   attend(index);
+  mark(Part::attention, cache_bytes());
   const Matrix& o = layer.o.view;
   const size_t width = config_.heads * config_.padded_head();
   const Rows context = grouped(scratch_.context_rows, o);
   for_each(tokens_, [&](size_t t) {
     kernels_.prepare(o, scratch_.context + t * width, 0, width, context, t);
   });
+  mark(Part::context);
   add_to_residual(o, context);
+  mark(Part::o, layer.o.bytes());
+}
+
+// Keys and values of one layer that the step's sequences hold.
+size_t StepRun::cache_bytes() const {
+  size_t pages = 0;
+  for (const Piece& piece : pieces_) pages += piece.pages.size();
+  return pages * config_.page_head_bytes() * config_.kv_heads;
 }
 
 void StepRun::project_qkv(size_t index) {

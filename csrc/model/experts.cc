@@ -15,6 +15,7 @@ void StepRun::experts_ffn(const Layer& layer) {
   route(layer);
   sort_slots();
   gather_slots(layer.experts[0].gate_up.view);
+  mark(Part::router, layer.router.bytes());
 
   const Matrix& first_down = layer.experts[0].down.view;
   const Rows inner = grouped(scratch_.slot_inner, first_down);
@@ -27,6 +28,7 @@ void StepRun::experts_ffn(const Layer& layer) {
           write_inner(ffn.down.view, inner, row, panel, panels, tile);
         });
       });
+  mark(Part::experts_gate_up, active_experts() * layer.experts[0].gate_up.bytes());
   const size_t width = config_.padded_hidden();
   for_each_expert_task(
       first_down.panels(), 8, [&](size_t expert, size_t panel, size_t panels, size_t first, size_t rows, int thread) {
@@ -36,8 +38,16 @@ void StepRun::experts_ffn(const Layer& layer) {
                                      panels * kPanelRows * sizeof(float));
                        });
       });
+  mark(Part::experts_down, active_experts() * layer.experts[0].down.bytes());
   combine_slots();
+  mark(Part::combine);
   if (shared) dense_ffn(layer.ffn);
+}
+
+size_t StepRun::active_experts() const {
+  size_t count = 0;
+  for (size_t e = 0; e < config_.experts; ++e) count += expert_begin_[e + 1] > expert_begin_[e];
+  return count;
 }
 
 void StepRun::route(const Layer& layer) {

@@ -4,6 +4,7 @@
 
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "base/float_mode.h"
 #include "model/step.h"
@@ -79,6 +80,12 @@ size_t Model::length(int64_t sequence) {
   return cache_.at(sequence).length;
 }
 
+Profile Model::profile(bool on) {
+  auto guard = lock();
+  profiling_ = on;
+  return std::exchange(profile_, Profile());
+}
+
 size_t Model::free_tokens() {
   auto guard = lock();
   return cache_.free_pages() * kPageTokens;
@@ -129,7 +136,8 @@ std::vector<StepOutput> Model::forward(const std::vector<StepInput>& batch) {
   for (const StepInput& step : batch) growth.push_back({step.sequence, step.ids.size()});
   cache_.extend(growth);
   try {
-    StepRun(config_, kernels_, *pool_, weights_, cache_, *scratch_).run(batch, outputs);
+    StepRun(config_, kernels_, *pool_, weights_, cache_, *scratch_, profiling_ ? &profile_ : nullptr)
+        .run(batch, outputs);
   } catch (...) {
     for (const auto& grown : growth) cache_.truncate(grown.id, cache_.at(grown.id).length - grown.tokens);
     throw;

@@ -10,6 +10,7 @@
 #include "kernels/kernels.h"
 #include "kernels/select/select.h"
 #include "model/kv_cache.h"
+#include "model/profile.h"
 #include "model/scratch.h"
 #include "model/weights.h"
 
@@ -48,6 +49,9 @@ class Model {
   size_t length(int64_t sequence);
   std::vector<StepOutput> forward(const std::vector<StepInput>& batch);
 
+  // Begins a new profile of the steps to come, or ends profiling; returns the one that was being made.
+  Profile profile(bool on);
+
   const Config& config() const { return config_; }
   size_t free_tokens();
   size_t used_tokens();
@@ -66,6 +70,8 @@ class Model {
   std::shared_ptr<ThreadPool> pool_;
   Weights weights_;
   KvCache cache_;
+  bool profiling_ = false;
+  Profile profile_;
   std::unique_ptr<Scratch> scratch_;  // once the weights are complete
   std::mutex mutex_;
   int process_;

@@ -7,12 +7,14 @@
 namespace ernie {
 
 StepRun::StepRun(const Config& config, const Kernels& kernels, ThreadPool& pool, const Weights& weights,
-                 const KvCache& cache, Scratch& scratch)
-    : config_(config), kernels_(kernels), pool_(pool), weights_(weights), cache_(cache), scratch_(scratch) {}
+                 const KvCache& cache, Scratch& scratch, Profile* profile)
+    : config_(config), kernels_(kernels), pool_(pool), weights_(weights), cache_(cache), scratch_(scratch), profile_(profile) {}
 
 void StepRun::run(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs) {
+  if (profile_ != nullptr) profile_->begin_step();
   place_tokens(batch);
   embed(batch);
+  mark(Part::embed);
   for (size_t i = 0; i < weights_.layers().size(); ++i) {
     const Layer& layer = weights_.layers()[i];
     attention(i);
@@ -74,6 +76,7 @@ void StepRun::norm_rows(const float* weight, const Matrix& next) {
     kernels_.rms_norm(scratch_.x + t * width, weight, config_.hidden, config_.eps, row);
     kernels_.prepare(next, row, 0, width, input, t);
   });
+  mark(Part::norm);
 }
 
 // Rows that one task takes when a matrix's panels alone make `tasks_across` tasks: all, or some blocks of them.
@@ -106,7 +109,9 @@ void StepRun::dense_ffn(const FeedForward& ffn) {
            [&](size_t token, size_t panel, size_t panels, const float* tile) {
              write_inner(down, inner, token, panel, panels, tile);
            });
+  mark(Part::gate_up, ffn.gate_up.bytes());
   add_to_residual(down, inner);
+  mark(Part::down, ffn.down.bytes());
 }
 
 }  // namespace ernie

@@ -9,13 +9,14 @@
 #include <vector>
 
 #include "model/model.h"
+#include "model/profile.h"
 
 namespace ernie {
 
 class StepRun {
  public:
   StepRun(const Config& config, const Kernels& kernels, ThreadPool& pool, const Weights& weights, const KvCache& cache,
-          Scratch& scratch);
+          Scratch& scratch, Profile* profile);
 
   // The cache already has room for the batch's tokens.
   void run(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
@@ -62,6 +63,13 @@ class StepRun {
   template <typename Body>
   void for_each_expert_task(size_t panels, size_t panels_per_task, const Body& body);
   void combine_slots();
+  size_t active_experts() const;
+
+  // Ends a part of the step in the profile, if there is one.
+  void mark(Part part, size_t bytes = 0) {
+    if (profile_ != nullptr) profile_->mark(part, bytes);
+  }
+  size_t cache_bytes() const;
 
   void answer(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
 
@@ -74,6 +82,7 @@ class StepRun {
   const Weights& weights_;
   const KvCache& cache_;
   Scratch& scratch_;
+  Profile* profile_;
 
   size_t tokens_ = 0;
   std::vector<Piece> pieces_;
