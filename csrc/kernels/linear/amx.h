@@ -7,27 +7,14 @@
 
 #include <algorithm>
 
+#include "kernels/linear/amx_bf16.h"
+#include "kernels/linear/amx_shapes.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/quantised.h"
 
 namespace ernie::ERNIE_VARIANT {
 
-inline constexpr size_t kTileBytes = 64;  // of K in one tile
-inline constexpr size_t kAmxRows = 16;
 inline constexpr size_t kAmxFewestRows = 7;
-
-// Tiles 0 to 3 are sums, [activation tile][panel]; 4 and 5 activations, 6 and 7 weights.
-static inline TileShapes amx_shapes(size_t first_rows, size_t second_rows) {
-  TileShapes shapes;
-  for (int panel = 0; panel < 2; ++panel) {
-    shapes.set(panel, first_rows, kLineBytes);
-    shapes.set(2 + panel, second_rows, kLineBytes);
-    shapes.set(6 + panel, kTileBytes / 4, kLineBytes);
-  }
-  shapes.set(4, first_rows, kTileBytes);
-  shapes.set(5, second_rows, kTileBytes);
-  return shapes;
-}
 
 // Two panels as signed bytes, every group filled with zeros up to whole tiles.
 struct AmxPanels {
@@ -189,6 +176,10 @@ static void amx_quantised(const Matrix& w, const Rows& x, size_t row, size_t cou
 // False where tiles are not the way to multiply this.
 static bool linear_amx(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, float* out,
                        size_t stride, uint8_t* scratch) {
+  if (w.precision == Precision::bf16) {
+    amx_bf16(w, x, row, count, panel, panels, out, stride);
+    return true;
+  }
   if (!is_quantised(w.precision) || count < kAmxFewestRows) return false;
   amx_quantised(w, x, row, count, panel, panels, out, stride, scratch);
   return true;
