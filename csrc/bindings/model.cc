@@ -24,6 +24,7 @@ Precision precision_from(const std::string& name) {
 KvPrecision kv_precision_from(const std::string& name) {
   if (name == "fp32") return KvPrecision::fp32;
   if (name == "bf16") return KvPrecision::bf16;
+  if (name == "int8") return KvPrecision::int8;
   throw std::invalid_argument("unknown KV precision '" + name + "'");
 }
 

@@ -21,6 +21,11 @@ struct Kernels {
   SwigluFn swiglu;
   AddScaledFn add_scaled;
   AttendFn attend;
+  JoinFn join;
+  FinishFn finish;
+  StoreKvFn store_key;
+  StoreKvFn store_value;
+  StoreQueryFn store_query;
   SelectKernels select;
 };
 

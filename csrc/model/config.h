@@ -34,12 +34,9 @@ struct Config {
   size_t query_heads_per_kv() const { return heads / kv_heads; }
   size_t shared_intermediate() const { return expert_intermediate * shared_experts; }
 
-  // Bytes of one KV page's keys of one layer and head, of its keys and values, and of the whole page.
-  size_t page_key_bytes() const { return round_up(kPageTokens * head_dim * kv_element_bytes(kv_precision), kAlign); }
-  size_t page_head_bytes() const {
-    return page_key_bytes() + round_up(kPageTokens * padded_head() * kv_element_bytes(kv_precision), kAlign);
-  }
-  size_t page_bytes() const { return page_head_bytes() * kv_heads * layers; }
+  // Where one layer's and head's keys and values lie in its part of a KV page; the bytes of the whole page.
+  KvLayout kv_layout() const { return ernie::kv_layout(kv_precision, head_dim); }
+  size_t page_bytes() const { return kv_layout().bytes * kv_heads * layers; }
 
   // Throws std::invalid_argument.
   void check() const;

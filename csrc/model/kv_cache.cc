@@ -15,8 +15,7 @@ size_t pages_for(size_t tokens) { return div_up(tokens, kPageTokens); }
 }  // namespace
 
 KvCache::KvCache(const Config& config) : config_(config) {
-  key_bytes_ = config.page_key_bytes();
-  head_bytes_ = config.page_head_bytes();
+  layout_ = config.kv_layout();
   page_bytes_ = config.page_bytes();
   slab_pages_ = std::clamp<size_t>(kSlabBytes / page_bytes_, 1, config.max_pages);
 }

@@ -39,9 +39,9 @@ class KvCache {
   void extend(const std::vector<Growth>& batch);
 
   uint8_t* page(uint32_t index) const { return slabs_[index / slab_pages_].data() + index % slab_pages_ * page_bytes_; }
-  // Byte offsets inside a page.
-  size_t keys(size_t layer, size_t head) const { return (layer * config_.kv_heads + head) * head_bytes_; }
-  size_t values(size_t layer, size_t head) const { return keys(layer, head) + key_bytes_; }
+  // Where a head's part of a page begins, in bytes, and where in it keys and values lie.
+  size_t head(size_t layer, size_t head) const { return (layer * config_.kv_heads + head) * layout_.bytes; }
+  const KvLayout& layout() const { return layout_; }
 
   size_t page_bytes() const { return page_bytes_; }
   size_t free_pages() const { return config_.max_pages - used_; }
@@ -57,7 +57,8 @@ class KvCache {
   void check_open_limit() const;
 
   const Config& config_;
-  size_t key_bytes_, head_bytes_, page_bytes_, slab_pages_;
+  KvLayout layout_;
+  size_t page_bytes_, slab_pages_;
   std::vector<AlignedBuffer> slabs_;
   std::vector<uint32_t> counts_;  // references to each page
   std::vector<uint32_t> free_;

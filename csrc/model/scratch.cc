@@ -11,10 +11,12 @@ class Layout {
  public:
   Layout(Arena& arena, std::vector<std::function<void()>>& later) : arena_(arena), later_(later) {}
 
-  void floats(float** to, size_t count) {
-    const size_t at = arena_.add(count * sizeof(float));
-    later_.push_back([=, &arena = arena_] { *to = arena.at<float>(at); });
+  template <typename T>
+  void array(T** to, size_t count) {
+    const size_t at = arena_.add(count * sizeof(T));
+    later_.push_back([=, &arena = arena_] { *to = arena.at<T>(at); });
   }
+  void floats(float** to, size_t count) { array(to, count); }
 
   // Rows for matrices of that width whose int8 groups are any of `groups`.
   void rows(Rows* to, Precision precision, size_t count, size_t cols, std::initializer_list<size_t> groups) {
@@ -56,14 +58,20 @@ Scratch::Scratch(const Config& c, int threads) : select_(static_cast<size_t>(thr
   const size_t columns = c.down_group * div_up(64, c.down_group);
   panels_per_task_ = 2 * columns / kPanelRows;
   tile_floats_ = kRowsPerBlock * std::max(panels_per_task_ * kPanelRows, c.padded_head()) + kAlign;
-  attention_floats_ =
-      round_up(attend_scratch_floats(c.query_heads_per_kv(), kTokensPerAttention, c.padded_head()), kAlign);
+  query_bytes_ = ernie::query_bytes(c.kv_precision, c.head_dim);
+  partial_floats_ = c.padded_head() + 2;
+  // Enough for one sequence as long as the context, or for every thread to have some spans.
+  partial_rows_ = c.heads * std::max(div_up(c.max_context, kAttentionSpan), 8 * static_cast<size_t>(threads));
+  kernel_bytes_ = round_up(attend_scratch_bytes(c.padded_head()), kAlign);
+  const size_t rows = kTokensPerAttention * c.query_heads_per_kv();
+  attention_bytes_ = kernel_bytes_ + round_up(rows * (2 + partial_floats_) * sizeof(float), kAlign);
 
   Layout layout(arena_, set_pointers_);
   layout.floats(&x, tokens * hidden);
   layout.floats(&norm, tokens * hidden);
-  layout.floats(&q, tokens * heads);
+  layout.array(&q, (tokens * c.heads + 15) * query_bytes_);
   layout.floats(&context, tokens * heads);
+  layout.floats(&partials, partial_rows_ * partial_floats_);
   layout.floats(&cos, tokens * (c.head_dim / 2));
   layout.floats(&sin, tokens * (c.head_dim / 2));
   // The head may have finer groups than the layers; both read `input`.
@@ -79,7 +87,7 @@ Scratch::Scratch(const Config& c, int threads) : select_(static_cast<size_t>(thr
     linear_bytes_ = std::max(linear_bytes_, round_up(linear_scratch_bytes(round_up(cols, 16)), kAlign));
   linear_ = arena_.add(static_cast<size_t>(threads) * linear_bytes_);
   tile_ = arena_.add(static_cast<size_t>(threads) * tile_floats_ * sizeof(float));
-  attention_ = arena_.add(static_cast<size_t>(threads) * attention_floats_ * sizeof(float));
+  attention_ = arena_.add(static_cast<size_t>(threads) * attention_bytes_);
 }
 
 void Scratch::allocate() {

@@ -13,6 +13,7 @@ StepRun::StepRun(const Config& config, const Kernels& kernels, ThreadPool& pool,
 void StepRun::run(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs) {
   if (profile_ != nullptr) profile_->begin_step();
   place_tokens(batch);
+  plan_attention();
   embed(batch);
   mark(Part::embed);
   for (size_t i = 0; i < weights_.layers().size(); ++i) {

@@ -6,6 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <deque>
 #include <vector>
 
 #include "model/model.h"
@@ -26,6 +28,18 @@ class StepRun {
   struct Piece {
     size_t first_token, tokens, first_position;
     std::vector<const uint8_t*> pages;
+  };
+  // A sequence's spans that are attended to in parallel; `done` of them are.
+  struct Split {
+    explicit Split(float* memory) : partials(memory) {}
+    float* partials;
+    std::atomic<size_t> done{0};
+  };
+  // `tokens` tokens of a piece from `first` on, against `spans` spans of keys from `span` on.
+  struct AttentionTask {
+    const Piece* piece;
+    size_t head, first, tokens, span, spans;
+    Split* split;  // null: takes all spans
   };
   struct Slot {
     uint32_t token, expert;
@@ -49,7 +63,14 @@ class StepRun {
   void attention(size_t layer);
   void project_qkv(size_t layer);
   void write_head(size_t layer, size_t head, size_t token, float* values);
+  uint8_t* query(size_t head, size_t token) const;
+  void plan_attention();
   void attend(size_t layer);
+  Attended attended(const AttentionTask& task, int thread) const;
+  Attended partial(const AttentionTask& task, float* memory) const;
+  void attend_span(size_t layer, const AttentionTask& task, size_t span, const Attended& to, int thread);
+  void attend_in_turn(size_t layer, const AttentionTask& task, int thread);
+  void attend_part(size_t layer, const AttentionTask& task, int thread);
 
   void dense_ffn(const FeedForward& ffn);
   void write_inner(const Matrix& down, const Rows& inner, size_t row, size_t panel, size_t panels, const float* tile);
@@ -88,6 +109,8 @@ class StepRun {
   std::vector<Piece> pieces_;
   std::vector<size_t> positions_;
   std::vector<uint8_t*> token_pages_;
+  std::deque<Split> splits_;
+  std::vector<AttentionTask> attention_tasks_;
   std::vector<Slot> slots_;               // [tokens][k] as chosen, expert ascending
   std::vector<uint32_t> order_;           // slots sorted by expert
   std::vector<uint32_t> place_;           // where in `order_` each slot is

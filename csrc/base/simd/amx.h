@@ -18,7 +18,7 @@ struct alignas(64) TileShapes {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  void set(int tile, size_t tile_rows, size_t bytes) {
+  constexpr void set(int tile, size_t tile_rows, size_t bytes) {
     rows[tile] = static_cast<uint8_t>(tile_rows);
     row_bytes[tile] = static_cast<uint16_t>(bytes);
   }

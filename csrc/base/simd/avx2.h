@@ -46,6 +46,16 @@ static inline void f_store_bf16(uint16_t* p, F16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half_to_bf16(a.lo));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), half_to_bf16(a.hi));
 }
+static inline void f_store_bf16_normal(uint16_t* p, F16 a, F16 b) {
+  f_store_bf16(p, a);
+  f_store_bf16(p + 16, b);
+}
+static inline F16 f_keep(F16 a, size_t n, F16 rest) {
+  const __m256 count = _mm256_set1_ps(static_cast<float>(n));
+  const __m256 lo = _mm256_cmp_ps(_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), count, _CMP_LT_OQ);
+  const __m256 hi = _mm256_cmp_ps(_mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15), count, _CMP_LT_OQ);
+  return {_mm256_blendv_ps(rest.lo, a.lo, lo), _mm256_blendv_ps(rest.hi, a.hi, hi)};
+}
 static inline F16 f_add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 static inline F16 f_sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 static inline F16 f_mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
@@ -68,6 +78,10 @@ static inline __m256 half_pow2(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
 static inline F16 f_pow2(F16 n) { return {half_pow2(n.lo), half_pow2(n.hi)}; }
+static inline __m256 half_scale(__m256 p, __m256 t) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+}
+static inline F16 f_scale(F16 p, F16 t) { return {half_scale(p.lo, t.lo), half_scale(p.hi, t.hi)}; }
 static inline float f_sum(F16 a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -39,6 +39,19 @@ static inline void f_store_bf16(uint16_t* p, F16 a) {
   rounded = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
+static inline void f_store_bf16_normal(uint16_t* p, F16 a, F16 b) {
+#if defined(__AVX512BF16__)
+  __m512i bits;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(bits) : "v"(a.v), "v"(b.v));
+  _mm512_storeu_si512(p, bits);
+#else
+  f_store_bf16(p, a);
+  f_store_bf16(p + 16, b);
+#endif
+}
+static inline F16 f_keep(F16 a, size_t n, F16 rest) {
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>((1u << n) - 1), rest.v, a.v)};
+}
 static inline F16 f_add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline F16 f_sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 static inline F16 f_mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -53,6 +66,10 @@ static inline F16 f_round(F16 a) {
 static inline F16 f_pow2(F16 n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
+}
+static inline F16 f_scale(F16 p, F16 t) {
+  const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(t.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), power))};
 }
 static inline float f_sum(F16 a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

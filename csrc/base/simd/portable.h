@@ -43,6 +43,16 @@ static inline F16 f_load_bf16(const uint16_t* p) {
   return r;
 }
 static inline void f_store_bf16(uint16_t* p, F16 a) { ERNIE_LANES p[i] = float_to_bf16(a.v[i]); }
+// a, then b. For values that are zero or normal: what becomes of denormals is the instruction set's own.
+static inline void f_store_bf16_normal(uint16_t* p, F16 a, F16 b) {
+  f_store_bf16(p, a);
+  f_store_bf16(p + 16, b);
+}
+// The first n lanes of a, n from 0 to 16; `rest` in the others.
+static inline F16 f_keep(F16 a, size_t n, F16 rest) {
+  ERNIE_LANES a.v[i] = static_cast<size_t>(i) < n ? a.v[i] : rest.v[i];
+  return a;
+}
 static inline F16 f_add(F16 a, F16 b) {
   ERNIE_LANES a.v[i] = a.v[i] + b.v[i];
   return a;
@@ -96,6 +106,17 @@ static inline F16 f_pow2(F16 n) {
     std::memcpy(&n.v[i], &bits, 4);
   }
   return n;
+}
+// p * 2^n for t = n + 1.5 * 2^23, in the exponent's bits: p and the result are normal, or p is a NaN whose last 9 bits are 0.
+static inline F16 f_scale(F16 p, F16 t) {
+  ERNIE_LANES {
+    uint32_t bits, power;
+    std::memcpy(&bits, &p.v[i], 4);
+    std::memcpy(&power, &t.v[i], 4);
+    bits += power << 23;
+    std::memcpy(&p.v[i], &bits, 4);
+  }
+  return p;
 }
 // Sums and maxima over the lanes always pair lane i with lane i + 8, then i + 4, i + 2, i + 1.
 static inline float f_sum(F16 a) {

@@ -17,6 +17,11 @@ const Kernels kernels = {
     .swiglu = swiglu,
     .add_scaled = add_scaled,
     .attend = attend,
+    .join = join,
+    .finish = finish,
+    .store_key = store_key,
+    .store_value = store_value,
+    .store_query = store_query,
     .select = kSelectKernels,
 };
 

@@ -29,7 +29,7 @@ KV_SHARE = 0.8
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.08, "int4": 0.56}
 """Bytes a packed weight takes, scales included."""
 
-KV_PRECISIONS = ("fp32", "bf16")
+KV_PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
