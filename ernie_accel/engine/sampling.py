@@ -161,7 +161,8 @@ def weights(row: Row, temperature: float) -> npt.NDArray[np.int64]:
     p = np.full_like(f, _EXP2[-1])
     for coefficient in reversed(_EXP2[:-1]):
         p = p * f + coefficient
-    return np.rint(np.ldexp(p, n.astype(np.int32) + WEIGHT_BITS)).astype(np.int64)
+    whole: npt.NDArray[np.int64] = np.rint(np.ldexp(p, n.astype(np.int32) + WEIGHT_BITS)).astype(np.int64)
+    return whole
 
 
 def _draw(row: Row, select: Select, u: float) -> int:
