@@ -1,0 +1,1 @@
+"""Choosing the codes of quantised weights, and measuring what they cost."""
