@@ -60,8 +60,10 @@ def _joined(blocks: Float32, shape: tuple[int, ...]) -> Float32:
 
 
 def _inverse(scale: Float32) -> Float32:
-    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    inverse: Float32 = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    return inverse
 
 
 def _half(scale: Float32) -> Float32:
-    return scale.astype(np.float16).astype(np.float32)
+    half: Float32 = scale.astype(np.float16).astype(np.float32)
+    return half

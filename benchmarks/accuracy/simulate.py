@@ -96,7 +96,8 @@ class RoundedInput:
 
     def __getitem__(self, ids: npt.NDArray[np.integer[Any]]) -> Float32:
         """Rows, when it is the embedding too."""
-        return self._weights[ids]
+        rows: Float32 = self._weights[ids]
+        return rows
 
 
 class _Reader(WeightReader):

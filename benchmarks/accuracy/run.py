@@ -1,0 +1,127 @@
+"""Compare what the library loads, and baselines, with its float32 on trained models and held-out text."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ernie_accel as ea
+from ernie_accel.bench.machine import describe, versions
+from ernie_accel.progress import reporting
+from ernie_accel.quant.evaluate import Comparison, compare_all
+
+from . import smollm2, texts
+from .candidates import CANDIDATES
+from .last_words import right
+from .publish import publish, table
+
+ROOT = Path(__file__).parents[2]
+POET = ROOT / "examples/poet/model"
+WINDOW = 512
+LAST_WORDS = ("int8", "int8, int8 cache", "int4", "bf16")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="scripts/bench accuracy", description=__doc__)
+    parser.add_argument(
+        "models", nargs="*", default=["poet", "smollm2"], help="poet, smollm2; both by default"
+    )
+    parser.add_argument("--data", type=Path, default=texts.DATA, help="folder with the texts")
+    parser.add_argument(
+        "--gguf", type=Path, help="SmolLM2's file or the wheel with it, instead of a download"
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(CANDIDATES)}")
+    parser.add_argument("--windows", type=int, default=128, help=f"of {WINDOW} tokens, for SmolLM2")
+    parser.add_argument("--poems", type=int, help="held-out poems, drawn at random; all by default")
+    parser.add_argument("--passages", type=int, default=1000, help="for last words; 0 leaves them out")
+    parser.add_argument("--dry-run", action="store_true", help="print, and write nothing")
+    args = parser.parse_args()
+    for name in args.models:
+        if name not in ("poet", "smollm2"):
+            parser.error(f"{name}: must be poet or smollm2")
+    for name in args.only or ():
+        if name not in CANDIDATES:
+            parser.error(f"--only {name!r}: must be of {', '.join(CANDIDATES)}")
+    return args
+
+
+def main() -> None:
+    """Measure, print, and write down."""
+    args = parse_arguments()
+    for name in args.models:
+        path = POET if name == "poet" else smollm2.ensure(args.gguf)
+        result = measure(name, path, args)
+        print(table(result), flush=True)
+        if not args.dry_run:
+            for page in publish(result, ROOT):
+                print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)
+
+
+def measure(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one trained model."""
+    names = args.only or list(CANDIDATES)
+    with ea.Model.load(path, precision="fp32", progress=False) as reference:
+        sequences = read(name, reference, args)
+        found = compare_in_turn(reference, path, names, sequences)
+        words = last_words(reference, path, names, args) if name == "smollm2" and args.passages else None
+    return {
+        "name": name,
+        "command": " ".join(["scripts/bench accuracy", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": describe(),
+        "versions": {"ernie-accel": ea.__version__, **versions(["numpy", "tokenizers"])},
+        "sequences": len(sequences),
+        "tokens": texts.total(sequences),
+        "about": {candidate: CANDIDATES[candidate].about for candidate in names},
+        "models": {
+            key: {**asdict(value), "perplexity_change": value.perplexity_change}
+            for key, value in found.items()
+        },
+        "last_words": words,
+    }
+
+
+def read(name: str, model: ea.Model, args: argparse.Namespace) -> list[list[int]]:
+    """The held-out text of a model, as token ids."""
+    assert model.tokenizer is not None, "the checkpoint comes with a tokenizer"
+    if name == "poet":
+        return texts.poems(args.data, model.tokenizer, args.poems)
+    return texts.wikitext_windows(args.data, model.tokenizer, args.windows, WINDOW)
+
+
+def compare_in_turn(
+    reference: ea.Model, path: Path, names: Sequence[str], sequences: Sequence[Sequence[int]]
+) -> dict[str, Comparison]:
+    """All candidates beside one reference, whose logits are computed once."""
+    models = {name: CANDIDATES[name].load(path) for name in names}
+    try:
+        with reporting(None) as report:
+            return compare_all(reference, models, sequences, progress=report)
+    finally:
+        for model in models.values():
+            model.close()
+
+
+def last_words(
+    reference: ea.Model, path: Path, names: Sequence[str], args: argparse.Namespace
+) -> dict[str, Any]:
+    """How many passages end in the right word, for float32 and for some of the candidates."""
+    passages = texts.passages(args.data, args.passages)
+    counts = {"fp32": sum(right(reference, passages))}
+    for name in names:
+        if name in LAST_WORDS:
+            model = CANDIDATES[name].load(path)
+            assert isinstance(model, ea.Model)
+            with model:
+                counts[name] = sum(right(model, passages))
+    return {"passages": len(passages), "right": counts}
+
+
+if __name__ == "__main__":
+    main()
