@@ -23,7 +23,7 @@ from .publish import publish, table
 ROOT = Path(__file__).parents[2]
 POET = ROOT / "examples/poet/model"
 WINDOW = 512
-LAST_WORDS = ("int8", "int8, int8 cache", "int4", "bf16")
+LAST_WORDS = ("int8", "int8, int8 cache", "int4")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,8 +37,8 @@ def parse_arguments() -> argparse.Namespace:
         "--gguf", type=Path, help="SmolLM2's file or the wheel with it, instead of a download"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(CANDIDATES)}")
-    parser.add_argument("--windows", type=int, default=128, help=f"of {WINDOW} tokens, for SmolLM2")
-    parser.add_argument("--poems", type=int, help="held-out poems, drawn at random; all by default")
+    parser.add_argument("--windows", type=int, default=64, help=f"of {WINDOW} tokens, for SmolLM2")
+    parser.add_argument("--poems", type=int, default=1000, help="held-out poems, drawn at random, of 3,336")
     parser.add_argument("--passages", type=int, default=1000, help="for last words; 0 leaves them out")
     parser.add_argument("--dry-run", action="store_true", help="print, and write nothing")
     args = parser.parse_args()
