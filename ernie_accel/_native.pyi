@@ -11,6 +11,7 @@ class Tensor:
     def __init__(self, array: npt.NDArray[Any], dtype: str) -> None: ...
     @staticmethod
     def quantised(
+        bits: int,
         group: int,
         codes: npt.NDArray[np.int8],
         scales: npt.NDArray[np.uint16],

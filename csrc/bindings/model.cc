@@ -18,6 +18,8 @@ Precision precision_from(const std::string& name) {
   if (name == "bf16") return Precision::bf16;
   if (name == "int8") return Precision::int8;
   if (name == "int4") return Precision::int4;
+  if (name == "nested8") return Precision::nested8;
+  if (name == "nested6") return Precision::nested6;
   throw std::invalid_argument("unknown precision '" + name + "'");
 }
 
@@ -100,7 +102,7 @@ nb::list forward(Model& model, const nb::list& batch) {
 using Panels = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const char* precision_name(Precision precision) {
-  constexpr const char* names[] = {"fp32", "bf16", "int8", "int4"};
+  constexpr const char* names[] = {"fp32", "bf16", "int8", "int4", "nested8", "nested6"};
   return names[static_cast<int>(precision)];
 }
 
@@ -118,7 +120,7 @@ nb::tuple profile(Model& model, bool on) {
 nb::tuple packed(Model& model, const std::string& name) {
   const PackedMatrix& matrix = model.packed_weights().matrix(name);
   const nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> panels(matrix.view.data, {matrix.bytes()}, nb::find(model));
-  return nb::make_tuple(precision_name(matrix.view.precision), matrix.view.group, matrix.exact, panels);
+  return nb::make_tuple(precision_name(matrix.view.precision), matrix.view.scale_group, matrix.exact, panels);
 }
 
 void set_packed(Model& model, const std::string& name, const std::string& precision, size_t group,
@@ -162,6 +164,7 @@ void bind_config(nb::module_& m) {
            nb::arg("threads"))
       .def("set_precision", [](Config& c, const std::string& weights, const std::string& kv) {
         c.precision = precision_from(weights);
+        if (is_nested(c.precision)) throw std::invalid_argument("precision '" + weights + "' is for single matrices");
         c.kv_precision = kv_precision_from(kv);
       });
 }

@@ -54,17 +54,26 @@ void check_columns(const Columns& exact, size_t cols) {
             "exact columns must ascend inside the matrix");
 }
 
-void check_nibbles(const Table<int8_t>& codes, const Table<uint8_t>& subs) {
+void check_codes(int bits, const Table<int8_t>& codes) {
+  const int most = (1 << (bits - 1)) - 1, least = bits == 8 ? -most : -most - 1;
   bool ok = true;
-  for (size_t i = 0; i < codes.size(); ++i) ok &= codes.data()[i] >= -8 && codes.data()[i] <= 7;
-  for (size_t i = 0; i < subs.size(); ++i) ok &= subs.data()[i] <= 15;
-  require(ok, "int4 codes must be from -8 to 7, their factors from 0 to 15");
+  for (size_t i = 0; i < codes.size(); ++i) ok &= codes.data()[i] >= least && codes.data()[i] <= most;
+  require(ok, "codes must be from -127 to 127 in 8 bits, -32 to 31 in 6, -8 to 7 in 4");
 }
 
-BoundTensor make_quantised(size_t group, const Table<int8_t>& codes, const Table<uint16_t>& scales,
+void check_factors(const Table<uint8_t>& subs) {
+  bool ok = true;
+  for (size_t i = 0; i < subs.size(); ++i) ok &= subs.data()[i] <= 15;
+  require(ok, "factors must be from 0 to 15");
+}
+
+BoundTensor make_quantised(int bits, size_t group, const Table<int8_t>& codes, const Table<uint16_t>& scales,
                            const std::optional<Table<uint8_t>>& subs, const Columns& exact,
                            const Table<uint16_t>& exact_weights) {
   const size_t rows = codes.shape(0), cols = codes.shape(1);
+  require(bits == 8 || bits == 6 || bits == 4, "bits must be 8, 6 or 4");
+  require((bits == 4) == subs.has_value(), "4 bits have factors, others have none");
+  check_codes(bits, codes);
   require(group > 0 && group % 16 == 0 && group <= kMaxGroup, "the group must be a multiple of 16 up to 256");
   require(has_shape(scales, rows, div_up(cols, group)), "scales must be [rows, groups]");
   check_columns(exact, cols);
@@ -73,11 +82,11 @@ BoundTensor make_quantised(size_t group, const Table<int8_t>& codes, const Table
   tensor.kept = {nb::cast(codes), nb::cast(scales), nb::cast(exact), nb::cast(exact_weights)};
   if (subs) {
     require(has_shape(*subs, rows, div_up(cols, kSubColumns)), "factors must be [rows, a sixteenth of the columns]");
-    check_nibbles(codes, *subs);
+    check_factors(*subs);
     tensor.kept.push_back(nb::cast(*subs));
   }
   tensor.codes = std::make_unique<Codes>(Codes{codes.data(), scales.data(), subs ? subs->data() : nullptr, exact.data(),
-                                               exact_weights.data(), exact.size(), group});
+                                               exact_weights.data(), exact.size(), bits, group});
   tensor.source = {.rows = rows, .cols = cols, .codes = tensor.codes.get()};
   return tensor;
 }
@@ -89,7 +98,7 @@ void bind_tensor(nb::module_& m) {
       .def("__init__", [](BoundTensor* self, nb::ndarray<nb::ro, nb::device::cpu> array,
                           const std::string& dtype) { new (self) BoundTensor(make_tensor(std::move(array), dtype)); },
            nb::arg("array"), nb::arg("dtype"))
-      .def_static("quantised", &make_quantised, nb::arg("group"), nb::arg("codes"), nb::arg("scales"),
+      .def_static("quantised", &make_quantised, nb::arg("bits"), nb::arg("group"), nb::arg("codes"), nb::arg("scales"),
                   nb::arg("subs").none(), nb::arg("exact"), nb::arg("exact_weights"),
                   "A matrix whose codes were chosen before; see Codes in csrc/kernels/linear/pack.h.");
 }

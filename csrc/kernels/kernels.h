@@ -15,6 +15,7 @@ namespace ernie {
 struct Kernels {
   Isa isa;
   LinearFn linear;
+  BoundFn bound;
   PrepareFn prepare;
   RmsNormFn rms_norm;
   RopeFn rope;

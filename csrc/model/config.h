@@ -6,7 +6,7 @@
 
 #include "base/memory.h"
 #include "kernels/attention/attention.h"
-#include "kernels/linear/linear.h"
+#include "kernels/linear/pack.h"
 
 namespace ernie {
 
@@ -22,13 +22,23 @@ struct Config {
   // How it runs.
   Precision precision = Precision::fp32;
   KvPrecision kv_precision = KvPrecision::fp32;
-  size_t group = 64;       // int8 group of every matrix but the next two
+  // Groups of activations; those of weights are the same, in int4 at least kInt4Scale columns.
+  size_t group = 64;       // of every matrix but the next two
   size_t down_group = 32;  // ... of the down projections, whose inputs have the widest range
   size_t head_group = 64;  // ... of the vocabulary head
   size_t max_context = 0, max_step_tokens = 0, max_sequences = 0, max_pages = 0;
 
-  // The head of an int4 model is int8 where it is not given in codes.
-  Precision head_precision() const { return precision == Precision::int4 ? Precision::int8 : precision; }
+  // The head is nested, of 6 bits in an int4 model, where it is not given in codes.
+  Precision head_precision() const {
+    return precision == Precision::int8   ? Precision::nested8
+           : precision == Precision::int4 ? Precision::nested6
+                                          : precision;
+  }
+  static constexpr size_t kInt4Scale = 128;
+  // Groups of a matrix of that precision whose activations have groups of `size`.
+  static Groups groups(Precision p, size_t size) {
+    return {size, p == Precision::int4 && size < kInt4Scale ? kInt4Scale / size * size : size};
+  }
   size_t padded_head() const { return round_up(head_dim, 16); }
   size_t padded_hidden() const { return round_up(hidden, 16); }
   size_t query_heads_per_kv() const { return heads / kv_heads; }

@@ -74,7 +74,7 @@ void Weights::set_packed(const std::string& name, Precision precision, size_t gr
   const bool may_be_quantised = to.kind == Slot::Kind::body || to.kind == Slot::Kind::head;
   if (is_quantised(precision)) {
     require(may_be_quantised && is_quantised(config_.precision), name, "must not be quantised");
-    require(group == to.group, name, "has another group than the model was made for");
+    require(group > 0 && group <= kMaxGroup && group % to.group == 0, name, "has groups that the model was not made for");
     check_exact(name, exact, to.cols);
   } else {
     const Precision plain = to.kind == Slot::Kind::router ? Precision::fp32 : precision;
@@ -83,8 +83,8 @@ void Weights::set_packed(const std::string& name, Precision precision, size_t gr
   }
   PackedMatrix matrix;
   matrix.exact = std::move(exact);
-  matrix.view = describe(precision, group, to.rows, to.cols, matrix.exact.size());
-  matrix.view.data = data;
+  matrix.view = describe(precision, {to.group, group}, to.rows, to.cols, matrix.exact.size());
+  matrix.view.set_data(data);
   matrix.view.exact = matrix.exact.data();
   require(bytes == matrix.bytes(), name, "has the wrong number of bytes");
   require(reinterpret_cast<uintptr_t>(data) % kAlign == 0, name, "is not aligned to 64 bytes");

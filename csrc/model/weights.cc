@@ -59,9 +59,9 @@ Weights::Weights(const Config& config, ThreadPool& pool) : config_(config), pool
 void Weights::check_codes(const Source& source, size_t group) const {
   if (source.codes == nullptr) return;
   if (!is_quantised(config_.precision)) throw std::invalid_argument("the model was not made for quantised matrices");
-  if (source.codes->group == group) return;
+  if (source.codes->group % group == 0) return;
   throw std::invalid_argument("a quantised matrix has groups of " + std::to_string(source.codes->group) +
-                              ", the model was made for groups of " + std::to_string(group));
+                              ", no multiple of the " + std::to_string(group) + " that the model was made for");
 }
 
 Layer& Weights::layer(size_t index) {
@@ -73,7 +73,7 @@ PackedMatrix Weights::pack_plain(Precision precision, size_t group, const Source
                                  const char* name) {
   expect(source, rows, cols, name);
   check_codes(source, group);
-  return pack(precision, group, {source}, plain_rows(rows), plain_cols(cols), pool_);
+  return pack(precision, Config::groups(precision, group), {source}, plain_rows(rows), plain_cols(cols), pool_);
 }
 
 AlignedBuffer Weights::pack_norm(const Source& norm) const {
@@ -88,8 +88,8 @@ FeedForward Weights::pack_ffn(const Source& gate, const Source& up, const Source
   expect(up, width, config_.hidden, "up_proj");
   check_codes(gate, config_.group);
   FeedForward ffn;
-  ffn.gate_up =
-      pack(config_.precision, config_.group, {gate, up}, alternate_rows(width), plain_cols(config_.hidden), pool_);
+  ffn.gate_up = pack(config_.precision, Config::groups(config_.precision, config_.group), {gate, up}, alternate_rows(width),
+                     plain_cols(config_.hidden), pool_);
   ffn.down = pack_plain(config_.precision, config_.down_group, down, config_.hidden, width, "down_proj");
   return ffn;
 }
@@ -125,9 +125,10 @@ void Weights::set_attention(size_t index, const Source& q, const Source& k, cons
   append_heads(&rows, 0, config_.heads, d);
   append_heads(&rows, 1, config_.kv_heads, d);
   append_heads(&rows, 2, config_.kv_heads, d);
+  const Groups groups = Config::groups(config_.precision, config_.group);
   PackedMatrix out =
-      pack(config_.precision, config_.group, {o}, plain_rows(config_.hidden), head_cols(config_.heads, d), pool_);
-  to.qkv = pack(config_.precision, config_.group, {q, k, v}, rows, plain_cols(config_.hidden), pool_);
+      pack(config_.precision, groups, {o}, plain_rows(config_.hidden), head_cols(config_.heads, d), pool_);
+  to.qkv = pack(config_.precision, groups, {q, k, v}, rows, plain_cols(config_.hidden), pool_);
   to.o = std::move(out);
 }
 

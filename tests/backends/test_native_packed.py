@@ -80,15 +80,17 @@ def test_panels_of_one_model_serve_another(precision: str, moe: bool) -> None:
     np.testing.assert_array_equal(logits(second), expected)
 
 
-def quantised(rows: int, cols: int, *, int4: bool, exact: list[int], group: int = 64) -> dict[str, Any]:
+def quantised(rows: int, cols: int, *, bits: int, exact: list[int], group: int = 64) -> dict[str, Any]:
     rng = np.random.default_rng(1)
-    codes = rng.integers(-8 if int4 else -127, 8 if int4 else 128, (rows, cols)).astype(np.int8)
+    most = (1 << (bits - 1)) - 1
+    codes = rng.integers(-most, most + 1, (rows, cols)).astype(np.int8)
     codes[:, exact] = 0
     return {
+        "bits": bits,
         "group": group,
         "codes": codes,
         "scales": np.full((rows, -(-cols // group)), 0x3C00, np.uint16),
-        "subs": rng.integers(0, 16, (rows, -(-cols // 16))).astype(np.uint8) if int4 else None,
+        "subs": rng.integers(0, 16, (rows, -(-cols // 16))).astype(np.uint8) if bits == 4 else None,
         "exact": np.array(exact, np.int32),
         "exact_weights": np.full((rows, len(exact)), 0x3F80, np.uint16),
     }
@@ -105,11 +107,14 @@ def quantised(rows: int, cols: int, *, int4: bool, exact: list[int], group: int 
         ({"exact_weights": np.zeros((4, 4), np.uint16)}, "exact weights"),
         ({"subs": np.zeros((4, 3), np.uint8)}, "factors"),
         ({"subs": np.full((4, 8), 16, np.uint8)}, "from 0 to 15"),
-        ({"codes": np.full((4, 128), 8, np.int8)}, "from -8 to 7"),
+        ({"codes": np.full((4, 128), 8, np.int8)}, "-8 to 7"),
+        ({"bits": 5}, "8, 6 or 4"),
+        ({"bits": 6}, "factors"),
+        ({"subs": None}, "factors"),
     ],
 )
 def test_codes_that_do_not_fit_are_refused(change: dict[str, Any], what: str) -> None:
-    arguments = quantised(4, 128, int4=True, exact=[1, 2])
+    arguments = quantised(4, 128, bits=4, exact=[1, 2])
     _native.Tensor.quantised(**arguments)
     with pytest.raises(ValueError, match=what):
         _native.Tensor.quantised(**{**arguments, **change})
@@ -118,9 +123,9 @@ def test_codes_that_do_not_fit_are_refused(change: dict[str, Any], what: str) ->
 def test_codes_need_a_quantised_model_of_their_group() -> None:
     config = tiny_config()
     shape = (config.intermediate_size, config.hidden_size)
-    made = {g: _native.Tensor.quantised(**quantised(*shape, int4=False, exact=[], group=g)) for g in (32, 64)}
+    made = {g: _native.Tensor.quantised(**quantised(*shape, bits=8, exact=[], group=g)) for g in (32, 64)}
     down = _native.Tensor(np.zeros(shape[::-1], np.float32), "float32")
-    with pytest.raises(ValueError, match="groups of 32"):
+    with pytest.raises(ValueError, match="groups of 32, no multiple"):
         _native.Model(sizes(config, "int8"), "portable", 1).set_ffn(0, made[32], made[32], down)
     with pytest.raises(ValueError, match="not made for quantised"):
         _native.Model(sizes(config, "fp32"), "portable", 1).set_ffn(0, made[64], made[64], down)
@@ -131,7 +136,7 @@ def test_codes_need_a_quantised_model_of_their_group() -> None:
     [
         ({"name": "layers.9.qkv"}, "no packed matrix"),
         ({"precision": "bf16"}, "model's precision"),
-        ({"group": 32}, "another group"),
+        ({"group": 32}, "groups that"),
         ({"exact": [5, 5]}, "ascend"),
         ({"exact": [1 << 20, 1 << 21]}, "ascend"),
         ({"panels": np.zeros(64, np.uint8)}, "number of bytes"),

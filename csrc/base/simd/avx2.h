@@ -88,6 +88,7 @@ static inline float f_sum(F16 a) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
+static inline F16 f_sqrt(F16 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
 static inline float f_maximum(F16 a) {
   const __m256 eight = _mm256_max_ps(a.lo, a.hi);
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -127,12 +128,30 @@ static inline LineI8 split_bytes(__m256i lo, __m256i hi) {
   return {_mm256_and_si256(lo, low_byte), _mm256_srli_epi16(lo, 8), _mm256_and_si256(hi, low_byte),
           _mm256_srli_epi16(hi, 8)};
 }
+static inline void store_line(uint8_t* p, const LineI8& line) {
+  const __m256i lo = _mm256_or_si256(line.even_lo, _mm256_slli_epi16(line.odd_lo, 8));
+  const __m256i hi = _mm256_or_si256(line.even_hi, _mm256_slli_epi16(line.odd_hi, 8));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), hi);
+}
 static inline LineI8 load_line_i8(const uint8_t* p) {
   return split_bytes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
                      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)));
 }
 static inline __m256i nibbles(__m256i bytes, int shift) {
   return _mm256_and_si256(_mm256_srli_epi16(bytes, shift), _mm256_set1_epi8(15));
+}
+static inline __m256i join_half(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits,
+                                int offset) {
+  const __m256i upper = nibbles(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(high)), high_shift);
+  const __m256i parts = _mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low)), low_shift);
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << bits) - 1));
+  const __m256i bytes = _mm256_or_si256(_mm256_slli_epi16(upper, bits), _mm256_and_si256(parts, mask));
+  return _mm256_add_epi8(bytes, _mm256_set1_epi8(static_cast<char>(offset)));
+}
+static inline LineI8 join_line(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits, int offset) {
+  return split_bytes(join_half(high, high_shift, low, low_shift, bits, offset),
+                     join_half(high + 32, high_shift, low + 32, low_shift, bits, offset));
 }
 struct LineI4 {
   LineI8 low, high;

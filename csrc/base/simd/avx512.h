@@ -77,6 +77,7 @@ static inline float f_sum(F16 a) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
+static inline F16 f_sqrt(F16 a) { return {_mm512_sqrt_ps(a.v)}; }
 static inline float f_maximum(F16 a) {
   const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -123,6 +124,7 @@ struct LineI8 {
   __m512i v;
 };
 static inline LineI8 split_bytes(__m512i all) { return {all}; }
+static inline void store_line(uint8_t* p, LineI8 line) { _mm512_storeu_si512(p, line.v); }
 struct Quad {
   __m512i v;
 };
@@ -139,6 +141,9 @@ struct LineI8 {
 static inline LineI8 split_bytes(__m512i all) {
   return {_mm512_and_si512(all, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(all, 8)};
 }
+static inline void store_line(uint8_t* p, LineI8 line) {
+  _mm512_storeu_si512(p, _mm512_or_si512(line.even, _mm512_slli_epi16(line.odd, 8)));
+}
 struct Quad {
   __m512i even, odd;
 };
@@ -153,6 +158,13 @@ static inline I16 dot_i8(I16 acc, LineI8 w, Quad a) {
 #endif
 
 static inline LineI8 load_line_i8(const uint8_t* p) { return split_bytes(_mm512_loadu_si512(p)); }
+static inline LineI8 join_line(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits, int offset) {
+  const __m512i parts = _mm512_srl_epi16(_mm512_loadu_si512(low), _mm_cvtsi32_si128(low_shift));
+  const __m512i upper = _mm512_sll_epi16(nibbles(_mm512_loadu_si512(high), high_shift), _mm_cvtsi32_si128(bits));
+  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << bits) - 1));
+  const __m512i bytes = _mm512_ternarylogic_epi64(upper, parts, mask, 0xf8);  // upper | (parts & mask)
+  return split_bytes(_mm512_add_epi8(bytes, _mm512_set1_epi8(static_cast<char>(offset))));
+}
 struct LineI4 {
   LineI8 low, high;
 };

@@ -4,6 +4,7 @@
 // be shared between variants: a function compiled for AVX-512 must never be the one that the linker keeps for all.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -124,6 +125,10 @@ static inline float f_sum(F16 a) {
     for (int i = 0; i < half; ++i) a.v[i] = a.v[i] + a.v[i + half];
   return a.v[0];
 }
+static inline F16 f_sqrt(F16 a) {
+  ERNIE_LANES a.v[i] = std::sqrt(a.v[i]);
+  return a;
+}
 static inline float f_maximum(F16 a) {
   for (int half = 8; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
@@ -190,6 +195,17 @@ static inline void expand_line(const uint8_t* nibbles, int shift, I16 factor, ui
     out[4 * i + j] = static_cast<uint8_t>(128 + factor.v[i] * code);
   }
 }
+// The bytes (nibble << bits) | part, nibbles of `high` shifted by 0 or 4, parts of `bits` bits shifted by `low_shift`, with
+// `offset` added: the int8 line of a nested matrix.
+static inline LineI8 join_line(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits, int offset) {
+  LineI8 r;
+  for (int i = 0; i < 64; ++i) {
+    const int part = low[i] >> low_shift & ((1 << bits) - 1);
+    r.v[i] = static_cast<uint8_t>(((high[i] >> high_shift & 15) << bits | part) + offset);
+  }
+  return r;
+}
+static inline void store_line(uint8_t* p, const LineI8& line) { std::memcpy(p, line.v, 64); }
 struct Quad {
   int8_t v[4];
 };

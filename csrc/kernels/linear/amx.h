@@ -28,24 +28,15 @@ static inline void sign_line(const uint8_t* from, int8_t* to) {
   _mm512_storeu_si512(to, flipped);
 }
 
-// Panel `panel` of w, int8 or int4, into `to`: lines of signed bytes.
-static inline void sign_panel(const Matrix& w, size_t panel, size_t group_lines, int8_t* to) {
-  const uint8_t* base = w.data + panel * w.panel_bytes;
-  const uint8_t* weights = base + w.weights_at;
+// int8 lines of a panel into `to`: lines of signed bytes.
+static inline void sign_panel(const Matrix& w, const uint8_t* weights, size_t group_lines, int8_t* to) {
   for (size_t g = 0; g < w.groups(); ++g) {
     const size_t lines = w.group_cols(g) / 4;
     for (size_t k = 0; k < group_lines; ++k, to += kLineBytes) {
       if (k >= lines) {
         std::memset(to, 0, kLineBytes);
-      } else if (w.precision == Precision::int8) {
-        sign_line(weights + k * kLineBytes, to);
       } else {
-        const size_t line = g * (w.group / 4) + k;
-        const size_t sub = line / 4;
-        const I16 factor = i_field(i_load(base + w.subs_at + sub / 8 * kLineBytes), static_cast<int>(sub % 8 * 4), 15);
-        uint8_t wide[kLineBytes];
-        expand_line(base + w.weights_at + line / 2 * kLineBytes, line % 2 != 0 ? 4 : 0, factor, wide);
-        sign_line(wide, to);
+        sign_line(weights + k * kLineBytes, to);
       }
     }
     weights += lines * kLineBytes;
@@ -86,7 +77,7 @@ static inline void amx_group(const AmxPanels& w, size_t g, const int8_t* x, size
 template <int Panels>
 static inline void amx_rescale(const Matrix& w, const AmxPanels& panels, size_t g, const Rows& x, size_t row, size_t rows,
                                const int32_t* sums, float* totals) {
-  const size_t at = w.scales_at + g * kPanelRows * sizeof(uint16_t);
+  const size_t at = w.scales_of(g);
   const F16 first = f_load_bf16(reinterpret_cast<const uint16_t*>(panels.header[0] + at));
   const F16 second = f_load_bf16(reinterpret_cast<const uint16_t*>(panels.header[Panels - 1] + at));
   const float* scales = x.scales + row * x.groups + g;
@@ -157,12 +148,15 @@ static void amx_quantised(const Matrix& w, const Rows& x, size_t row, size_t cou
   AmxPanels two;
   two.group_bytes = group_lines * kLineBytes;
   int8_t* signed_lines = reinterpret_cast<int8_t*>(scratch);
+  uint8_t* wide = scratch + 2 * w.groups() * two.group_bytes;
   for (size_t p = 0; p < panels; p += 2) {
     const size_t some = std::min<size_t>(2, panels - p);
     for (size_t i = 0; i < some; ++i) {
       int8_t* lines = signed_lines + i * w.groups() * two.group_bytes;
-      sign_panel(w, panel + p + i, group_lines, lines);
-      two.header[i] = w.data + (panel + p + i) * w.panel_bytes;
+      const uint8_t* header = w.data + (panel + p + i) * w.panel_bytes;
+      if (w.precision != Precision::int8) expand_panel(w, panel + p + i, wide);
+      sign_panel(w, w.precision == Precision::int8 ? header + w.weights_at : wide, group_lines, lines);
+      two.header[i] = header;
       two.weights[i] = lines;
     }
     if (some == 2) {

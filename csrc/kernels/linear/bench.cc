@@ -24,7 +24,7 @@ void bench(const Kernels& kernels, const PackedMatrix& packed, const char* name)
                   reinterpret_cast<float*>(exact.data()), w.groups(), w.cols / kSubColumns};
   constexpr size_t kBlock = 512;
   AlignedBuffer tile(kBlock * 128 * 4);
-  std::printf("%-12s %-5s", isa_name(kernels.isa), name);
+  std::printf("%-12s %-7s", isa_name(kernels.isa), name);
   for (size_t tokens : kTokens) {
     double best = 1e9;
     const auto start = std::chrono::steady_clock::now();
@@ -59,9 +59,10 @@ int main(int argc, char** argv) {
   const struct {
     Precision precision;
     const char* name;
-  } precisions[] = {{Precision::fp32, "fp32"}, {Precision::bf16, "bf16"}, {Precision::int8, "int8"}, {Precision::int4, "int4"}};
+  } precisions[] = {{Precision::fp32, "fp32"}, {Precision::bf16, "bf16"}, {Precision::int8, "int8"}, {Precision::int4, "int4"},
+                    {Precision::nested8, "nested8"}, {Precision::nested6, "nested6"}};
   for (const auto& p : precisions) {
-    const PackedMatrix packed = pack(p.precision, group, {source}, plain_rows(rows), plain_cols(cols), pool);
+    const PackedMatrix packed = pack(p.precision, {group, group}, {source}, plain_rows(rows), plain_cols(cols), pool);
     for (Isa isa : supported_isas()) bench(kernels_for(isa), packed, p.name);
   }
 }

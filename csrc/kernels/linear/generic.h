@@ -2,6 +2,7 @@
 // whatever the tile.
 #pragma once
 
+#include "kernels/linear/bounds.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/prepare.h"
 #include "kernels/linear/quantised.h"
@@ -88,13 +89,17 @@ static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, 
   for (; p < panels; ++p) run_panels<Tile, 1>(w, x, row, count, panel + p, out + p * kPanelRows, stride);
 }
 
-// Int4 panels are expanded once for all rows where there are more of them than one tile takes.
-static void run_int4(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, float* out,
-                     size_t stride, uint8_t* scratch) {
-  if (count <= kTileRows) return run_tiles<Int4Tile>(w, x, row, count, panel, panels, out, stride);
+using Int8Tile = WideTile<Precision::int8>;
+
+// Panels are expanded once for all rows where there are more of them than two tiles take; below, expanding costs more than
+// reading them twice.
+template <typename Tile>
+static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, float* out,
+                       size_t stride, uint8_t* scratch) {
+  if (count <= 2 * kTileRows) return run_tiles<Tile>(w, x, row, count, panel, panels, out, stride);
   for (size_t p = 0; p < panels; p += kTilePanels) {
     const size_t some = panels - p < kTilePanels ? panels - p : kTilePanels;
-    const Matrix wide = expand_int4(w, panel + p, some, scratch);
+    const Matrix wide = expand(w, panel + p, some, scratch);
     run_tiles<Int8Tile>(wide, x, row, count, 0, some, out + p * kPanelRows, stride);
   }
 }
@@ -112,7 +117,11 @@ static void linear(const Matrix& w, const Rows& x, size_t row, size_t count, siz
     case Precision::int8:
       return run_tiles<Int8Tile>(w, x, row, count, panel, panels, out, stride);
     case Precision::int4:
-      return run_int4(w, x, row, count, panel, panels, out, stride, scratch);
+      return run_packed<Int4Tile>(w, x, row, count, panel, panels, out, stride, scratch);
+    case Precision::nested8:
+      return run_packed<WideTile<Precision::nested8>>(w, x, row, count, panel, panels, out, stride, scratch);
+    case Precision::nested6:
+      return run_packed<WideTile<Precision::nested6>>(w, x, row, count, panel, panels, out, stride, scratch);
   }
 }
 

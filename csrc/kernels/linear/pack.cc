@@ -65,8 +65,10 @@ struct PanelGroup {
 };
 
 void quantise_rows(const Matrix& w, const float* block, size_t n, PanelGroup* out) {
-  for (size_t r = 0; r < kPanelRows; ++r)
-    (w.precision == Precision::int8 ? quantise_int8 : quantise_int4)(block + r * n, n, &out->rows[r]);
+  const auto quantise = w.precision == Precision::int4      ? quantise_int4
+                        : w.precision == Precision::nested6 ? quantise_int6
+                                                            : quantise_int8;
+  for (size_t r = 0; r < kPanelRows; ++r) quantise(block + r * n, n, &out->rows[r]);
 }
 
 // Group `g` of rows that have codes already.
@@ -92,12 +94,27 @@ void write_int8(const PanelGroup& group, size_t n, uint8_t* lines) {
       lines[c / 4 * kLineBytes + 4 * r + c % 4] = static_cast<uint8_t>(128 + group.rows[r].codes[c]);
 }
 
+void set_nibble(uint8_t* lines, size_t r, size_t c, int nibble) {
+  uint8_t& byte = lines[c / 8 * kLineBytes + 4 * r + c % 4];
+  byte = static_cast<uint8_t>(c % 8 < 4 ? (byte & 0xf0) | nibble : (byte & 0x0f) | nibble << 4);
+}
+
 void write_int4(const PanelGroup& group, size_t n, uint8_t* lines) {
   for (size_t r = 0; r < kPanelRows; ++r)
+    for (size_t c = 0; c < n; ++c) set_nibble(lines, r, c, 8 + group.rows[r].codes[c]);
+}
+
+void write_nested(Precision precision, const PanelGroup& group, size_t n, uint8_t* upper, uint8_t* lower) {
+  for (size_t r = 0; r < kPanelRows; ++r)
     for (size_t c = 0; c < n; ++c) {
-      uint8_t& byte = lines[c / 8 * kLineBytes + 4 * r + c % 4];
-      const int nibble = 8 + group.rows[r].codes[c];
-      byte = static_cast<uint8_t>(c % 8 < 4 ? (byte & 0xf0) | nibble : (byte & 0x0f) | nibble << 4);
+      const int code = group.rows[r].codes[c] + (precision == Precision::nested8 ? 128 : 32);
+      const int bits = low_bits(precision);
+      const int rest = code & ((1 << bits) - 1);
+      set_nibble(upper, r, c, code >> bits);
+      if (precision == Precision::nested8)
+        set_nibble(lower, r, c, rest);
+      else
+        lower[c / 16 * kLineBytes + 4 * r + c % 4] |= static_cast<uint8_t>(rest << (c % 16 / 4 * 2));
     }
 }
 
@@ -109,13 +126,17 @@ void write_subs(const PanelGroup& group, size_t first, size_t n, uint8_t* subs) 
     }
 }
 
-void write_group(const Matrix& w, const PanelGroup& group, size_t g, uint8_t* panel) {
-  const size_t n = w.group_cols(g);
-  uint16_t* scales = reinterpret_cast<uint16_t*>(panel + w.scales_at) + g * kPanelRows;
+// Columns [col, col + n), a scale group, of one panel; `low` is its part of the lower plane.
+void write_group(const Matrix& w, const PanelGroup& group, size_t col, size_t n, uint8_t* panel, uint8_t* low) {
+  uint16_t* scales = reinterpret_cast<uint16_t*>(panel + w.scales_at) + col / w.scale_group * kPanelRows;
   for (size_t r = 0; r < kPanelRows; ++r) scales[r] = group.rows[r].scale;
-  if (w.precision == Precision::int8) return write_int8(group, n, panel + w.weights_at + g * w.group / 4 * kLineBytes);
-  write_int4(group, n, panel + w.weights_at + g * w.group / 8 * kLineBytes);
-  write_subs(group, g * w.group / kSubColumns, n / kSubColumns, panel + w.subs_at);
+  uint8_t* weights = panel + w.weights_at;
+  if (w.precision == Precision::int8) return write_int8(group, n, weights + col / 4 * kLineBytes);
+  weights += col / 8 * kLineBytes;
+  if (is_nested(w.precision))
+    return write_nested(w.precision, group, n, weights, low + col / low_columns(w.precision) * kLineBytes);
+  write_int4(group, n, weights);
+  write_subs(group, col / kSubColumns, n / kSubColumns, panel + w.subs_at);
 }
 
 void write_exact(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows, uint8_t* panel) {
@@ -128,25 +149,26 @@ void write_exact(const Matrix& w, const std::vector<Source>& sources, const Sour
 }
 
 void pack_quantised(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
-                    const std::vector<int32_t>& cols, uint8_t* panel) {
+                    const std::vector<int32_t>& cols, uint8_t* panel, uint8_t* low) {
   const bool chosen = sources[0].codes != nullptr;
   if (chosen) write_exact(w, sources, rows, panel);
   PanelGroup group;
   float block[kPanelRows * kMaxGroup];
-  for (size_t g = 0; g < w.groups(); ++g) {
+  for (size_t col = 0; col < w.cols; col += w.scale_group) {
+    const size_t n = std::min(w.scale_group, w.cols - col);
     if (chosen) {
-      copy_codes(sources, rows, g, w.group, &group);
+      copy_codes(sources, rows, col / w.scale_group, w.scale_group, &group);
     } else {
-      gather(sources, rows, cols.data() + g * w.group, w.group_cols(g), block);
-      quantise_rows(w, block, w.group_cols(g), &group);
+      gather(sources, rows, cols.data() + col, n, block);
+      quantise_rows(w, block, n, &group);
     }
-    write_group(w, group, g, panel);
+    write_group(w, group, col, n, panel, low);
   }
 }
 
 void pack_panel(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
-                const std::vector<int32_t>& cols, uint8_t* out) {
-  if (is_quantised(w.precision)) return pack_quantised(w, sources, rows, cols, out);
+                const std::vector<int32_t>& cols, uint8_t* out, uint8_t* low) {
+  if (is_quantised(w.precision)) return pack_quantised(w, sources, rows, cols, out, low);
   float block[kPanelRows * kColumnsAtOnce];
   for (size_t c = 0; c < cols.size(); c += kColumnsAtOnce) {
     const size_t n = std::min(cols.size() - c, kColumnsAtOnce);
@@ -173,7 +195,7 @@ void check_codes(const std::vector<Source>& sources, const std::vector<int32_t>&
   for (const Source& source : sources) {
     require(source.codes != nullptr, "either all matrices that are packed together have codes or none has");
     const Codes& codes = *source.codes;
-    require(codes.group == first.group && (codes.subs == nullptr) == (first.subs == nullptr) &&
+    require(codes.group == first.group && codes.bits == first.bits &&
                 codes.exact_count == first.exact_count &&
                 std::equal(codes.exact, codes.exact + codes.exact_count, first.exact),
             "matrices that are packed together must have the same precision, group and exact columns");
@@ -182,7 +204,7 @@ void check_codes(const std::vector<Source>& sources, const std::vector<int32_t>&
 
 }  // namespace
 
-Matrix describe(Precision precision, size_t group, size_t rows, size_t cols, size_t exact_count) {
+Matrix describe(Precision precision, Groups groups, size_t rows, size_t cols, size_t exact_count) {
   Matrix w;
   w.precision = precision;
   w.rows = rows;
@@ -191,12 +213,17 @@ Matrix describe(Precision precision, size_t group, size_t rows, size_t cols, siz
     w.panel_bytes = w.cols * kPanelRows * (precision == Precision::fp32 ? 4 : 2);
     return w;
   }
-  w.group = group;
+  require(groups.activations > 0 && groups.activations % 16 == 0 && groups.scales <= kMaxGroup &&
+              groups.scales % groups.activations == 0 && groups.scales > 0,
+          "a matrix's scale group must be a multiple of the activations' group, which is a multiple of 16, up to 256");
+  w.group = groups.activations;
+  w.scale_group = groups.scales;
   w.exact_count = exact_count;
   w.scales_at = exact_count / 2 * kLineBytes;
-  w.subs_at = w.scales_at + round_up(w.groups() * kPanelRows * sizeof(uint16_t), kLineBytes);
+  w.subs_at = w.scales_at + round_up(w.scale_groups() * kPanelRows * sizeof(uint16_t), kLineBytes);
   w.weights_at = w.subs_at + (precision == Precision::int4 ? div_up(cols, 8 * kSubColumns) * kLineBytes : 0);
-  w.panel_bytes = w.weights_at + cols / (precision == Precision::int4 ? 8 : 4) * kLineBytes;
+  w.panel_bytes = w.weights_at + cols / (precision == Precision::int8 ? 4 : 8) * kLineBytes;
+  if (is_nested(precision)) w.low_bytes = cols / low_columns(precision) * kLineBytes;
   return w;
 }
 
@@ -204,25 +231,30 @@ float Source::at(size_t row, size_t col) const {
   return element(*this, static_cast<ptrdiff_t>(row) * row_stride + static_cast<ptrdiff_t>(col) * col_stride);
 }
 
-PackedMatrix pack(Precision precision, size_t group, const std::vector<Source>& sources,
+PackedMatrix pack(Precision precision, Groups groups, const std::vector<Source>& sources,
                   const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, ThreadPool& pool) {
   const DefaultFloatMode mode;
   PackedMatrix packed;
   const Codes* codes = sources[0].codes;
   if (codes != nullptr) {
     check_codes(sources, col_map);
-    precision = codes->subs != nullptr ? Precision::int4 : Precision::int8;
-    group = codes->group;
+    precision = codes->bits == 4                  ? Precision::int4
+                : codes->bits == 6                ? Precision::nested6
+                : precision == Precision::nested8 ? precision
+                                                  : Precision::int8;
+    groups.scales = codes->group;
     packed.exact.assign(codes->exact, codes->exact + codes->exact_count);
   }
   Matrix& w = packed.view;
-  w = describe(precision, group, row_map.size(), col_map.size(), packed.exact.size());
+  w = describe(precision, groups, row_map.size(), col_map.size(), packed.exact.size());
   packed.storage = AlignedBuffer(packed.bytes());
-  w.data = packed.storage.data();
+  w.set_data(packed.storage.data());
   w.exact = packed.exact.data();
   uint8_t* data = packed.storage.data();
+  uint8_t* low = data + w.panels() * w.panel_bytes;
   pool.run(w.panels(), [&](size_t panel, int) {
-    pack_panel(w, sources, row_map.data() + panel * kPanelRows, col_map, data + panel * w.panel_bytes);
+    pack_panel(w, sources, row_map.data() + panel * kPanelRows, col_map, data + panel * w.panel_bytes,
+               low + panel * w.low_bytes);
   });
   return packed;
 }
@@ -241,15 +273,33 @@ std::vector<int32_t> plain_cols(size_t cols) {
 
 namespace {
 
-float quantised_at(const Matrix& w, const uint8_t* panel, size_t r, size_t c) {
-  const float scale = bf16_to_float(reinterpret_cast<const uint16_t*>(panel + w.scales_at)[c / w.group * kPanelRows + r]);
-  const uint8_t* weights = panel + w.weights_at;
-  if (w.precision == Precision::int8)
-    return scale * static_cast<float>(weights[c / 4 * kLineBytes + 4 * r + c % 4] - 128);
-  const int byte = weights[c / 8 * kLineBytes + 4 * r + c % 4];
+int nibble_at(const uint8_t* lines, size_t r, size_t c) {
+  const int byte = lines[c / 8 * kLineBytes + 4 * r + c % 4];
+  return c % 8 < 4 ? byte & 15 : byte >> 4;
+}
+
+// Lower bits of a code of a nested matrix.
+int rest_at(Precision precision, const uint8_t* low, size_t r, size_t c) {
+  if (precision == Precision::nested8) return nibble_at(low, r, c);
+  return low[c / 16 * kLineBytes + 4 * r + c % 4] >> (c % 16 / 4 * 2) & 3;
+}
+
+int code_at(const Matrix& w, size_t panel, size_t r, size_t c) {
+  const uint8_t* base = w.data + panel * w.panel_bytes;
+  const uint8_t* weights = base + w.weights_at;
+  if (w.precision == Precision::int8) return weights[c / 4 * kLineBytes + 4 * r + c % 4] - 128;
+  const int upper = nibble_at(weights, r, c) - 8;
+  if (is_nested(w.precision))
+    return (upper << low_bits(w.precision)) + rest_at(w.precision, w.low + panel * w.low_bytes, r, c);
   const size_t sub = c / kSubColumns;
-  const int factor = panel[w.subs_at + sub / 8 * kLineBytes + 4 * r + sub % 8 / 2] >> (sub % 2 * 4) & 15;
-  return scale * static_cast<float>(factor * ((c % 8 < 4 ? byte & 15 : byte >> 4) - 8));
+  const int factor = base[w.subs_at + sub / 8 * kLineBytes + 4 * r + sub % 8 / 2] >> (sub % 2 * 4) & 15;
+  return factor * upper;
+}
+
+float quantised_at(const Matrix& w, size_t panel, size_t r, size_t c) {
+  const uint8_t* scales = w.data + panel * w.panel_bytes + w.scales_at;
+  const float scale = bf16_to_float(reinterpret_cast<const uint16_t*>(scales)[c / w.scale_group * kPanelRows + r]);
+  return scale * static_cast<float>(code_at(w, panel, r, c));
 }
 
 }  // namespace
@@ -263,7 +313,7 @@ void unpack_row(const Matrix& w, size_t row, size_t n, float* out) {
     } else if (w.precision == Precision::bf16) {
       out[c] = bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[(c / 2) * 32 + 2 * r + c % 2]);
     } else {
-      out[c] = quantised_at(w, panel, r, c);
+      out[c] = quantised_at(w, row / kPanelRows, r, c);
     }
   }
   for (size_t e = 0; e < w.exact_count && static_cast<size_t>(w.exact[e]) < n; ++e)

@@ -66,13 +66,18 @@ int best_factor(const float* weights, size_t n, float scale) {
   return best;
 }
 
+// Codes from -most to most.
+void quantise_even(const float* weights, size_t n, float most, GroupCodes* out) {
+  if (!begin(weights, n, most, out)) return;
+  const float inverse = 1.0f / bf16_to_float(out->scale);
+  for (size_t i = 0; i < n; ++i) out->codes[i] = code(weights[i], inverse, -most, most);
+}
+
 }  // namespace
 
-void quantise_int8(const float* weights, size_t n, GroupCodes* out) {
-  if (!begin(weights, n, 127.0f, out)) return;
-  const float inverse = 1.0f / bf16_to_float(out->scale);
-  for (size_t i = 0; i < n; ++i) out->codes[i] = code(weights[i], inverse, -127.0f, 127.0f);
-}
+void quantise_int8(const float* weights, size_t n, GroupCodes* out) { quantise_even(weights, n, 127.0f, out); }
+
+void quantise_int6(const float* weights, size_t n, GroupCodes* out) { quantise_even(weights, n, 31.0f, out); }
 
 void quantise_int4(const float* weights, size_t n, GroupCodes* out) {
   // The widest 16 columns take the factor 15, so the scale is a 15th of their step; they may use the code -8 for one

@@ -14,6 +14,7 @@ struct GroupCodes {
 
 // `n` is at most 256. A group with a NaN or an infinity gets the scale NaN. All zero, or nearly: scale and codes zero.
 void quantise_int8(const float* weights, size_t n, GroupCodes* out);
+void quantise_int6(const float* weights, size_t n, GroupCodes* out);
 void quantise_int4(const float* weights, size_t n, GroupCodes* out);
 
 }  // namespace ernie

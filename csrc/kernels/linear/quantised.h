@@ -1,4 +1,5 @@
-// Tiles of quantised matrices: int8 for any number of rows; int4 as it lies for few rows, expanded to int8 for many.
+// Tiles of quantised matrices: int8 for any number of rows; int4 and nested ones as they lie for few rows, expanded to
+// int8 for many.
 #pragma once
 
 #include <cstring>
@@ -30,7 +31,7 @@ static inline void add_exact(const Matrix& w, const uint8_t* panel, const Rows& 
 template <int P, int M>
 static inline void add_group(const Matrix& w, const uint8_t* panel, size_t g, const Rows& x, size_t row,
                              const I16 (&acc)[P][M], F16 (&total)[P][M]) {
-  const uint8_t* scales = panel + w.scales_at + g * kPanelRows * sizeof(uint16_t);
+  const uint8_t* scales = panel + w.scales_of(g);
   for (int p = 0; p < P; ++p) {
     const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(scales + p * w.panel_bytes));
     for (int m = 0; m < M; ++m) {
@@ -46,11 +47,32 @@ static inline void store_tile(const F16 (&total)[P][M], float* out, size_t strid
     for (int p = 0; p < P; ++p) f_store(out + m * stride + p * kPanelRows, total[p][m]);
 }
 
-struct Int8Tile {
+// What 16 columns of a panel take: bytes of its weights, and of the lower plane.
+template <Precision kForm>
+inline constexpr size_t kWeightStep = is_nested(kForm) ? 2 * kLineBytes : 4 * kLineBytes;
+template <Precision kForm>
+inline constexpr size_t kLowStep = kForm == Precision::nested8 ? 2 * kLineBytes : kLineBytes;
+
+// The int8 line of columns 4q..4q+3 of 16.
+template <Precision kForm>
+static inline LineI8 load_wide(const uint8_t* weights, const uint8_t* low, int q) {
+  const int half = q / 2, shift = q % 2 * 4;
+  if constexpr (kForm == Precision::nested8)
+    return join_line(weights + half * kLineBytes, shift, low + half * kLineBytes, shift, 4, 0);
+  else if constexpr (kForm == Precision::nested6)
+    return join_line(weights + half * kLineBytes, shift, low, 2 * q, 2, 96);
+  else
+    return load_line_i8(weights + q * kLineBytes);
+}
+
+// int8, or what is as good as int8 when it is read.
+template <Precision kForm>
+struct WideTile {
   template <int P, int M>
   static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
     const uint8_t* base = w.data + panel * w.panel_bytes;
     const uint8_t* weights = base + w.weights_at;
+    const uint8_t* low = is_nested(kForm) ? w.low + panel * w.low_bytes : weights;  // not read where there is none
     const int8_t* xp[M];
     F16 total[P][M];
     for (int m = 0; m < M; ++m) xp[m] = reinterpret_cast<const int8_t*>(x.data + (row + m) * x.stride);
@@ -59,17 +81,20 @@ struct Int8Tile {
       I16 acc[P][M];
       for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) acc[p][m] = i_set1(x.offsets[(row + m) * x.groups + g]);
-      const size_t lines = w.group_cols(g) / 4;
-      for (size_t k = 0; k < lines; ++k) {
-        LineI8 line[P];
-        for (int p = 0; p < P; ++p) line[p] = load_line_i8(weights + p * w.panel_bytes + k * kLineBytes);
-        for (int m = 0; m < M; ++m) {
-          const Quad a = load_quad(xp[m] + 4 * k);
-          for (int p = 0; p < P; ++p) acc[p][m] = dot_i8(acc[p][m], line[p], a);
+      for (size_t k = 0; k < w.group_cols(g); k += 16) {
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+          LineI8 line[P];
+          for (int p = 0; p < P; ++p) line[p] = load_wide<kForm>(weights + p * w.panel_bytes, low + p * w.low_bytes, q);
+          for (int m = 0; m < M; ++m) {
+            const Quad a = load_quad(xp[m] + k + 4 * q);
+            for (int p = 0; p < P; ++p) acc[p][m] = dot_i8(acc[p][m], line[p], a);
+          }
         }
+        weights += kWeightStep<kForm>;
+        low += kLowStep<kForm>;
       }
       add_group(w, base, g, x, row, acc, total);
-      weights += lines * kLineBytes;
       for (int m = 0; m < M; ++m) xp[m] += w.group;
     }
     store_tile(total, out, stride);
@@ -123,27 +148,47 @@ struct Int4Tile {
   }
 };
 
+static inline void expand_int4_panel(const Matrix& w, const uint8_t* from, uint8_t* to) {
+  const uint8_t* nibbles = from + w.weights_at;
+  for (size_t sub = 0; sub < w.cols / kSubColumns; ++sub) {
+    const I16 factor = i_field(i_load(from + w.subs_at + sub / 8 * kLineBytes), static_cast<int>(sub % 8 * 4), 15);
+    for (size_t k = 0; k < kSubColumns / 8; ++k, nibbles += kLineBytes, to += 2 * kLineBytes) {
+      expand_line(nibbles, 0, factor, to);
+      expand_line(nibbles, 4, factor, to + kLineBytes);
+    }
+  }
+}
+
+template <Precision kForm>
+static inline void expand_nested_panel(const Matrix& w, const uint8_t* weights, const uint8_t* low, uint8_t* to) {
+  for (size_t k = 0; k < w.cols; k += 16, weights += kWeightStep<kForm>, low += kLowStep<kForm>) {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q, to += kLineBytes) store_line(to, load_wide<kForm>(weights, low, q));
+  }
+}
+
+// The int8 lines of one panel.
+static inline void expand_panel(const Matrix& w, size_t panel, uint8_t* to) {
+  const uint8_t* from = w.data + panel * w.panel_bytes;
+  const uint8_t* low = w.low + panel * w.low_bytes;
+  if (w.precision == Precision::int4) return expand_int4_panel(w, from, to);
+  if (w.precision == Precision::nested8) return expand_nested_panel<Precision::nested8>(w, from + w.weights_at, low, to);
+  expand_nested_panel<Precision::nested6>(w, from + w.weights_at, low, to);
+}
+
 // The int8 matrix of `panels` panels from `panel` on, written to `scratch`.
-static Matrix expand_int4(const Matrix& w, size_t panel, size_t panels, uint8_t* scratch) {
+static Matrix expand(const Matrix& w, size_t panel, size_t panels, uint8_t* scratch) {
   Matrix wide = w;
   wide.precision = Precision::int8;
   wide.rows = panels * kPanelRows;
   wide.weights_at = w.subs_at;  // no factors
   wide.panel_bytes = wide.weights_at + w.cols / 4 * kLineBytes;
-  wide.data = scratch;
+  wide.low_bytes = 0;
+  wide.set_data(scratch);
   for (size_t p = 0; p < panels; ++p) {
-    const uint8_t* from = w.data + (panel + p) * w.panel_bytes;
     uint8_t* to = scratch + p * wide.panel_bytes;
-    std::memcpy(to, from, wide.weights_at);
-    to += wide.weights_at;
-    for (size_t sub = 0; sub < w.cols / kSubColumns; ++sub) {
-      const I16 factor = i_field(i_load(from + w.subs_at + sub / 8 * kLineBytes), static_cast<int>(sub % 8 * 4), 15);
-      for (size_t k = 0; k < kSubColumns / 8; ++k, to += 2 * kLineBytes) {
-        const uint8_t* nibbles = from + w.weights_at + (sub * 2 + k) * kLineBytes;
-        expand_line(nibbles, 0, factor, to);
-        expand_line(nibbles, 4, factor, to + kLineBytes);
-      }
-    }
+    std::memcpy(to, w.data + (panel + p) * w.panel_bytes, wide.weights_at);
+    expand_panel(w, panel + p, to + wide.weights_at);
   }
   return wide;
 }

@@ -1,6 +1,7 @@
 // Every variant against double precision, on odd sizes and extreme values; packing; independence of tile and panel.
 #include "tests/testing.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -47,7 +48,7 @@ struct Activations {
 PackedMatrix pack_floats(Precision precision, size_t group, const std::vector<float>& w, size_t rows, size_t cols) {
   ThreadPool pool(2);
   const Source source{w.data(), Dtype::fp32, rows, cols, static_cast<ptrdiff_t>(cols), 1};
-  return pack(precision, group, {source}, plain_rows(rows), plain_cols(cols), pool);
+  return pack(precision, {group, group}, {source}, plain_rows(rows), plain_cols(cols), pool);
 }
 
 void prepare_all(const Kernels& kernels, const Matrix& w, const std::vector<float>& x, size_t tokens, size_t cols,
@@ -101,7 +102,8 @@ void check_case(const Kernels& kernels, const Case& c, Precision precision, std:
   check_matrix(kernels, pack_floats(precision, c.group, w, c.rows, c.cols).view, x, c.tokens, c.cols);
 }
 
-constexpr Precision kAll[] = {Precision::fp32, Precision::bf16, Precision::int8, Precision::int4};
+constexpr Precision kAll[] = {Precision::fp32, Precision::bf16,    Precision::int8,
+                              Precision::int4, Precision::nested8, Precision::nested6};
 
 // Arrays of random codes, and the source that is made of them.
 struct RandomCodes {
@@ -111,18 +113,19 @@ struct RandomCodes {
   std::vector<int32_t> exact;
   Codes view;
   Source source;
-  RandomCodes(std::mt19937& random, bool int4, size_t rows, size_t cols, size_t group, std::vector<int32_t> exact_columns)
+  RandomCodes(std::mt19937& random, int bits, size_t rows, size_t cols, size_t group, std::vector<int32_t> exact_columns)
       : codes(rows * cols), scales(rows * div_up(cols, group)), exact_weights(rows * exact_columns.size()),
         exact(std::move(exact_columns)) {
-    std::uniform_int_distribution<int> code(int4 ? -8 : -127, int4 ? 7 : 127), sub(0, 15);
+    std::uniform_int_distribution<int> code(bits == 8 ? -127 : -(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+        sub(0, 15);
     for (int8_t& c : codes) c = static_cast<int8_t>(code(random));
     for (size_t r = 0; r < rows; ++r)
       for (int32_t e : exact) codes[r * cols + static_cast<size_t>(e)] = 0;
     for (uint16_t& s : scales) s = float_to_bf16(std::fabs(normals(random, 1)[0]));
     for (uint16_t& s : exact_weights) s = float_to_bf16(normals(random, 1)[0]);
-    if (int4) subs.resize(rows * div_up(cols, kSubColumns));
+    if (bits == 4) subs.resize(rows * div_up(cols, kSubColumns));
     for (uint8_t& s : subs) s = static_cast<uint8_t>(sub(random));
-    view = {codes.data(), scales.data(), int4 ? subs.data() : nullptr, exact.data(), exact_weights.data(), exact.size(), group};
+    view = {codes.data(), scales.data(), bits == 4 ? subs.data() : nullptr, exact.data(), exact_weights.data(), exact.size(), bits, group};
     source = {.rows = rows, .cols = cols, .codes = &view};
   }
   double value(size_t r, size_t c) const {
@@ -138,10 +141,11 @@ struct RandomCodes {
 void test_codes(const Kernels& kernels) {
   std::mt19937 random(7);
   ThreadPool pool(2);
-  for (bool int4 : {false, true})
+  for (int bits : {8, 6, 4})
     for (const auto& exact : {std::vector<int32_t>{}, std::vector<int32_t>{0, 17, 130, 199}}) {
-      const RandomCodes made(random, int4, 40, 200, 128, exact);
-      const PackedMatrix packed = pack(Precision::fp32, 0, {made.source}, plain_rows(40), plain_cols(200), pool);
+      const RandomCodes made(random, bits, 40, 200, 128, exact);
+      const size_t group = exact.empty() ? 128 : 32;  // of activations
+      const PackedMatrix packed = pack(Precision::fp32, {group, 0}, {made.source}, plain_rows(40), plain_cols(200), pool);
       std::vector<float> row(200);
       for (size_t r = 0; r < 40; ++r) {
         unpack_row(packed.view, r, 200, row.data());
@@ -153,19 +157,57 @@ void test_codes(const Kernels& kernels) {
     }
 }
 
+// No product is outside the bounds of its panel, whether lower bits are random or all alike.
+void test_bounds(const Kernels& kernels) {
+  std::mt19937 random(9);
+  ThreadPool pool(2);
+  const size_t rows = 70, cols = 200;
+  for (int bits : {8, 6})
+    for (int32_t step : {1, 4}) {
+      RandomCodes made(random, bits, rows, cols, 128, {3, 150});
+      for (int8_t& code : made.codes) code = static_cast<int8_t>(code / step * step);
+      const Precision precision = bits == 8 ? Precision::nested8 : Precision::nested6;
+      const PackedMatrix packed = pack(precision, {32, 0}, {made.source}, plain_rows(rows), plain_cols(cols), pool);
+      const Matrix& w = packed.view;
+      // Both margins, of lower bits with a deviation of steps / sqrt(12), with scales and activations of 1 or so.
+      const float widest = 4 * 2 * kBoundSigmas * 0.29f * static_cast<float>(1 << low_bits(precision)) * std::sqrt(200.0f);
+      const auto x = normals(random, 3 * cols);
+      Activations a(w, 3);
+      prepare_all(kernels, w, x, 3, cols, &a);
+      std::vector<float> out(w.rows), lower(w.panels()), upper(w.panels()), spread(w.groups());
+      for (size_t t = 0; t < 3; ++t)
+        for (size_t limit : {rows, size_t{37}}) {
+          kernels.linear(w, a.rows, t, 1, 0, w.panels(), out.data(), w.rows, a.scratch.data());
+          nested_spread(w, a.rows, t, spread.data());
+          kernels.bound(w, a.rows, spread.data(), t, 0, w.panels(), limit, lower.data(), upper.data());
+          for (size_t p = 0; p < w.panels(); ++p) {
+            const auto begin = out.begin() + static_cast<ptrdiff_t>(p * kPanelRows);
+            const size_t lanes = std::min(kPanelRows, limit - std::min(limit, p * kPanelRows));
+            if (lanes == 0) {
+              CHECK(std::isinf(lower[p]) && std::isinf(upper[p]));
+              continue;
+            }
+            const float top = *std::max_element(begin, begin + static_cast<ptrdiff_t>(lanes));
+            CHECK(lower[p] <= top && top <= upper[p]);
+            CHECK(upper[p] - lower[p] < widest);  // bounds that are always true would be useless
+          }
+        }
+    }
+}
+
 void test_codes_that_do_not_fit() {
   std::mt19937 random(8);
   ThreadPool pool(1);
-  const RandomCodes a(random, false, 16, 64, 32, {1, 2}), b(random, false, 16, 64, 64, {1, 2}), c(random, true, 16, 64, 32, {1, 2}),
-      d(random, false, 16, 64, 32, {1, 3});
+  const RandomCodes a(random, 8, 16, 64, 32, {1, 2}), b(random, 8, 16, 64, 64, {1, 2}), c(random, 4, 16, 64, 32, {1, 2}),
+      d(random, 8, 16, 64, 32, {1, 3}), e(random, 6, 16, 64, 32, {1, 2});
   const std::vector<float> floats(16 * 64);
   const Source plain{floats.data(), Dtype::fp32, 16, 64, 64, 1};
   std::vector<SourceRow> rows = plain_rows(16);
-  for (const Source& other : {b.source, c.source, d.source, plain})
-    CHECK_THROWS(pack(Precision::fp32, 0, {a.source, other}, rows, plain_cols(64), pool), std::invalid_argument);
+  for (const Source& other : {b.source, c.source, d.source, e.source, plain})
+    CHECK_THROWS(pack(Precision::fp32, {32, 0}, {a.source, other}, rows, plain_cols(64), pool), std::invalid_argument);
   std::vector<int32_t> turned = plain_cols(64);
   std::swap(turned[0], turned[1]);
-  CHECK_THROWS(pack(Precision::fp32, 0, {a.source}, rows, turned, pool), std::invalid_argument);
+  CHECK_THROWS(pack(Precision::fp32, {32, 0}, {a.source}, rows, turned, pool), std::invalid_argument);
 }
 
 void test_against_double(const Kernels& kernels) {
@@ -245,7 +287,7 @@ void test_bf16_bits(const Kernels& kernels) {
   Rows rows;
   rows.data = reinterpret_cast<uint8_t*>(stored.data());
   rows.stride = 2 * stored.size();
-  const Matrix w = describe(Precision::bf16, 0, 16, bits.size(), 0);
+  const Matrix w = describe(Precision::bf16, {}, 16, bits.size(), 0);
   kernels.prepare(w, reinterpret_cast<const float*>(bits.data()), 0, bits.size(), rows, 0);
   for (size_t i = 0; i < bits.size(); ++i) CHECK(stored[i] == float_to_bf16(std::bit_cast<float>(bits[i])));
 }
@@ -258,7 +300,7 @@ void test_pack_misaligned() {
   std::memcpy(file.data() + 1, plain.data(), plain.size() * sizeof(float));
   ThreadPool pool(1);
   const Source source{file.data() + 1, Dtype::fp32, 16, 16, 16, 1};
-  const PackedMatrix a = pack(Precision::fp32, 0, {source}, plain_rows(16), plain_cols(16), pool);
+  const PackedMatrix a = pack(Precision::fp32, {}, {source}, plain_rows(16), plain_cols(16), pool);
   const PackedMatrix b = pack_floats(Precision::fp32, 0, plain, 16, 16);
   CHECK(std::memcmp(a.storage.data(), b.storage.data(), a.storage.size()) == 0);
 }
@@ -278,7 +320,7 @@ void test_pack_sources() {
     }
   const Source source{transposed.data(), Dtype::bf16, rows, cols, 1, static_cast<ptrdiff_t>(rows)};
   for (Precision precision : kAll) {
-    const PackedMatrix a = pack(precision, 32, {source}, plain_rows(rows), plain_cols(cols), pool);
+    const PackedMatrix a = pack(precision, {32, 32}, {source}, plain_rows(rows), plain_cols(cols), pool);
     const PackedMatrix b = pack_floats(precision, 32, rounded, rows, cols);
     CHECK(a.storage.size() == b.storage.size());
     CHECK(std::memcmp(a.storage.data(), b.storage.data(), a.storage.size()) == 0);
@@ -294,6 +336,7 @@ int main() {
   for_each_isa([](const Kernels& kernels) {
     test_against_double(kernels);
     test_codes(kernels);
+    test_bounds(kernels);
     test_int8_extremes(kernels);
     test_prepare_rounds_and_fills(kernels);
     test_what_is_no_number_shows(kernels);

@@ -11,6 +11,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     .isa = Isa::ERNIE_VARIANT,
     .linear = linear,
+    .bound = bound,
     .prepare = prepare,
     .rms_norm = rms_norm,
     .rope = rope,

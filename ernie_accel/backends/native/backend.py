@@ -26,7 +26,7 @@ DEFAULT_SEQUENCES = 32
 KV_SHARE = 0.8
 """Of the memory that the machine and the cgroup leave, how much the KV cache may take when no limit is given."""
 
-WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.08, "int4": 0.56}
+WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.07, "int4": 0.56}
 """Bytes a packed weight takes, scales included."""
 
 KV_PRECISIONS = ("fp32", "bf16", "int8")
@@ -211,11 +211,13 @@ def _parameters(config: ModelConfig) -> int:
 
 def _recipe(precision: str, sizes: _native.Config) -> str:
     groups = f"{sizes.group} ({sizes.down_group} in down_proj, {sizes.head_group} in the head)"
-    finer = " and a factor for every 16 columns, head in int8" if precision == "int4" else ""
-    return (
-        f"{precision} without calibration: weights by row and group of {groups}{finer}, activations int8 by token and "
-        "group, nearest rounding; router in fp32"
-    )
+    weights = f"weights by row and group of {groups}, activations int8 by token and the same groups"
+    if precision == "int4":
+        weights = (
+            "weights by row and group of 128 with a factor for every 16 columns, head in 6 bits, activations int8 by token "
+            f"and group of {groups}"
+        )
+    return f"{precision} without calibration: {weights}, nearest rounding; router in fp32"
 
 
 def _info(
