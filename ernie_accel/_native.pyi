@@ -104,6 +104,32 @@ class Model:
     @property
     def weight_bytes(self) -> int: ...
 
+class Calculator:
+    def __init__(self, isa: str, threads: int) -> None: ...
+    def multiply(
+        self,
+        x: npt.NDArray[np.float32],
+        w: npt.NDArray[np.float32],
+        out: npt.NDArray[np.float32],
+        lower: bool = False,
+    ) -> None: ...
+    def factor(self, gram: npt.NDArray[np.float32], reach: npt.NDArray[np.float32]) -> bool: ...
+    def solve(self, reach: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None: ...
+    def round(
+        self,
+        weights: npt.NDArray[np.float32],
+        reach: npt.NDArray[np.float32] | None,
+        weigh: npt.NDArray[np.float32],
+        exact: npt.NDArray[np.uint8],
+        bits: int,
+        group: int,
+        clips: list[float],
+        codes: npt.NDArray[np.int8],
+        scales: npt.NDArray[np.uint16],
+        subs: npt.NDArray[np.uint8] | None,
+        exact_weights: npt.NDArray[np.uint16],
+    ) -> None: ...
+
 def supported_isas() -> list[str]: ...
 def select_from(
     select: Select, logits: npt.NDArray[np.float32], position: int, isa: str

@@ -17,6 +17,7 @@ void bind_cpu(nb::module_& m);
 void bind_tensor(nb::module_& m);
 void bind_select(nb::module_& m);
 void bind_model(nb::module_& m);
+void bind_rounding(nb::module_& m);
 
 // A view of a NumPy array of one or two dimensions, or of the arrays of a quantised matrix; keeps them alive.
 struct BoundTensor {

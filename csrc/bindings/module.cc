@@ -9,4 +9,5 @@ NB_MODULE(_native, m) {
   ernie::bind_tensor(m);
   ernie::bind_select(m);
   ernie::bind_model(m);
+  ernie::bind_rounding(m);
 }

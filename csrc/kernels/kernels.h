@@ -8,6 +8,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/linear/linear.h"
+#include "kernels/rounding/rounding.h"
 #include "kernels/select/passes.h"
 
 namespace ernie {
@@ -27,6 +28,7 @@ struct Kernels {
   StoreKvFn store_key;
   StoreKvFn store_value;
   StoreQueryFn store_query;
+  RoundingKernels rounding;
   SelectKernels select;
 };
 

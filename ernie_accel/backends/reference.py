@@ -1,7 +1,8 @@
 """ERNIE 4.5 in NumPy and float32, dense and mixture of experts: slow, plain, and the judge of every other backend.
 
-Read it from top to bottom: the arithmetic, the weights, the cache, the Runner. T is the number of tokens of a step
-over all its sequences, H the hidden size, d the head size; every matrix is [out, in].
+Read ``ernie_accel/arithmetic.py`` for the formulas, and then this from top to bottom: the weights, the cache, the
+Runner. T is the number of tokens of a step over all its sequences, H the hidden size, d the head size; every matrix is
+[out, in].
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ernie_accel.arithmetic import attend, rms_norm, rotary_angles, rotate, route, silu, softmax
 from ernie_accel.backends.base import (
     Availability,
     Footprint,
@@ -38,59 +40,6 @@ Ints = npt.NDArray[np.int64]
 
 MAX_STEP_TOKENS = 1024
 DEFAULT_SEQUENCES = 32
-
-
-# The arithmetic.
-
-
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """Zhang and Sennrich 2019, "Root mean square layer normalization": x / sqrt(mean(x^2) + eps) * weight, by rows."""
-    y: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * weight
-    return y
-
-
-def silu(x: Array) -> Array:
-    """x * sigmoid(x)."""
-    with np.errstate(over="ignore"):  # exp(-x) = inf gives the right limit, 0
-        y: Array = x / (1 + np.exp(-x))
-    return y
-
-
-def softmax(x: Array) -> Array:
-    """Softmax over the last axis."""
-    p: Array = np.exp(x - x.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
-    return p
-
-
-def rotary_angles(positions: Ints, dim: int, theta: float) -> Array:
-    """Angles [T, d/2] = position * theta^(-2i/d) in float32 (Su et al. 2021, "RoFormer")."""
-    exponent: Array = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    frequency = np.asarray(1 / np.float32(theta) ** exponent, np.float32)
-    return positions.astype(np.float32)[:, None] * frequency
-
-
-def rotate(x: Array, angles: Array) -> Array:
-    """Turn the adjacent pairs (2i, 2i+1) of every head of x, [T, heads, d], by angles[:, i]."""
-    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return np.stack((even * cos - odd * sin, odd * cos + even * sin), axis=-1).reshape(x.shape)
-
-
-def attend(q: Array, k: Array, v: Array, first: int) -> Array:
-    """Causal attention of queries [n, heads, d] at positions first.. over keys and values [first + n, kv_heads, d].
-
-    Key and value head j serve the heads / kv_heads consecutive query heads from j * heads / kv_heads on.
-    """
-    n, heads, dim = q.shape
-    group = heads // k.shape[1]
-    future = np.arange(len(k)) > np.arange(first, first + n)[:, None]
-    out = np.empty_like(q)
-    for head in range(heads):
-        scores = q[:, head] @ k[:, head // group].T * np.float32(dim**-0.5)
-        scores[future] = -np.inf
-        out[:, head] = softmax(scores) @ v[:, head // group]
-    return out
 
 
 # The weights.
@@ -132,16 +81,8 @@ class Moe:
         return out + self.shared(x) if self.shared else out
 
     def route(self, x: Array) -> tuple[Ints, Array]:
-        """Return chosen experts and their weights, both [T, k].
-
-        The bias (Wang et al. 2024, "Auxiliary-loss-free load balancing") takes part in the choice only, and is added
-        in float32: its size, 20 to 60, rounds the probabilities, and that rounding is part of the model. Of equal
-        scores the lower index wins.
-        """
-        p = softmax(x @ self.router.T)
-        chosen = np.argsort(-(p + self.bias), axis=-1, kind="stable")[:, : self.k]
-        weights = np.take_along_axis(p, chosen, axis=-1)
-        return chosen, weights / np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(self.norm_min))
+        """Return chosen experts and their weights, both [T, k]."""
+        return route(softmax(x @ self.router.T), self.bias, self.k, self.norm_min)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 #include "kernels/elementwise/generic.h"
 #include "kernels/kernels.h"
 #include "kernels/linear/generic.h"
+#include "kernels/rounding/generic.h"
 #include "kernels/select/generic.h"
 
 namespace ernie::ERNIE_VARIANT {
@@ -23,6 +24,7 @@ const Kernels kernels = {
     .store_key = store_key,
     .store_value = store_value,
     .store_query = store_query,
+    .rounding = kRoundingKernels,
     .select = kSelectKernels,
 };
 

@@ -1,0 +1,146 @@
+#include "kernels/rounding/matrix.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "base/float_mode.h"
+#include "base/memory.h"
+#include "kernels/linear/pack.h"
+
+namespace ernie {
+namespace {
+
+constexpr size_t kRowsAtOnce = 64;
+constexpr size_t kPanelsAtOnce = 16;
+
+// Lanes beyond the last row are zero.
+void load_panel(const float* values, size_t rows, size_t cols, size_t first, float* panel) {
+  for (size_t r = 0; r < kPanelRows; ++r)
+    for (size_t c = 0; c < cols; ++c) panel[kPanelRows * c + r] = first + r < rows ? values[(first + r) * cols + c] : 0.0f;
+}
+
+struct PanelBuffers {
+  std::vector<float> weights, scratch;
+  std::vector<int8_t> codes;
+  std::vector<uint16_t> scales, exact;
+  std::vector<uint8_t> subs;
+
+  explicit PanelBuffers(const Rounding& how)
+      : weights(kPanelRows * how.cols),
+        scratch(rounding_scratch_floats(how.cols)),
+        codes(kPanelRows * how.cols),
+        scales(kPanelRows * div_up(how.cols, how.group)),
+        exact(kPanelRows * how.cols),
+        subs(kPanelRows * div_up(how.cols, kSubColumns)) {}
+
+  RoundedPanel view() { return {codes.data(), scales.data(), subs.data(), exact.data()}; }
+};
+
+// `from` is [width][16], `to` one row of a row-major matrix.
+template <typename T>
+void take_lane(const std::vector<T>& from, size_t lane, size_t width, T* to) {
+  for (size_t i = 0; i < width; ++i) to[i] = from[kPanelRows * i + lane];
+}
+
+void store_row(const Rounding& how, const PanelBuffers& from, size_t lane, size_t row, const RoundedMatrix& out) {
+  const size_t groups = div_up(how.cols, how.group), subs = div_up(how.cols, kSubColumns);
+  take_lane(from.codes, lane, how.cols, out.codes + row * how.cols);
+  take_lane(from.scales, lane, groups, out.scales + row * groups);
+  if (how.factors) take_lane(from.subs, lane, subs, out.subs + row * subs);
+  const size_t kept = static_cast<size_t>(std::count(how.exact, how.exact + how.cols, uint8_t{1}));
+  uint16_t* to = out.exact + row * kept;
+  for (size_t c = 0; c < how.cols; ++c)
+    if (how.exact[c]) *to++ = from.exact[kPanelRows * c + lane];
+}
+
+}  // namespace
+
+void round_matrix(const RoundingKernels& kernels, const Rounding& how, const float* weights, size_t rows,
+                  const RoundedMatrix& out, ThreadPool& pool) {
+  const DefaultFloatMode mode;
+  pool.run(div_up(rows, kPanelRows), [&](size_t panel, int) {
+    const DefaultFloatMode inside;
+    PanelBuffers buffers(how);
+    load_panel(weights, rows, how.cols, panel * kPanelRows, buffers.weights.data());
+    kernels.round_panel(how, buffers.weights.data(), buffers.view(), buffers.scratch.data());
+    for (size_t r = 0; r < kPanelRows && panel * kPanelRows + r < rows; ++r)
+      store_row(how, buffers, r, panel * kPanelRows + r, out);
+  });
+}
+
+void solve_matrix(const RoundingKernels& kernels, const float* reach, size_t n, float* values, size_t rows,
+                  ThreadPool& pool) {
+  pool.run(div_up(rows, kPanelRows), [&](size_t panel, int) {
+    std::vector<float> lanes(kPanelRows * n);
+    load_panel(values, rows, n, panel * kPanelRows, lanes.data());
+    kernels.solve_panel(reach, n, lanes.data());
+    for (size_t r = 0; r < kPanelRows && panel * kPanelRows + r < rows; ++r)
+      take_lane(lanes, r, n, values + (panel * kPanelRows + r) * n);
+  });
+}
+
+bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, float* reach, ThreadPool& pool) {
+  const size_t padded = round_up(n, kPanelRows), panels = padded / kPanelRows;
+  // Padding rows are those of the unit matrix, which factor into themselves.
+  std::vector<float> columns(padded * padded, 0.0f);
+  const auto at = [&](size_t panel, size_t row) { return columns.data() + (panel * padded + row) * kPanelRows; };
+  for (size_t p = 0; p < panels; ++p)
+    for (size_t row = 0; row < padded; ++row)
+      for (size_t lane = 0; lane < kPanelRows; ++lane) {
+        const size_t col = p * kPanelRows + lane;
+        at(p, row)[lane] = row < n && col < n ? gram[row * n + col] : row == col ? 1.0f : 0.0f;
+      }
+  constexpr size_t kBlockBytes = kPanelRows * kPanelRows * sizeof(float);
+  for (size_t p = panels; p-- > 0;) {
+    const size_t row = p * kPanelRows;
+    float diagonal[kPanelRows * kPanelRows];
+    kernels.factor_update(at(p, 0), at(p, 0), row, padded, diagonal);
+    if (!kernels.factor_diagonal(diagonal)) return false;
+    std::memcpy(at(p, row), diagonal, kBlockBytes);
+    pool.run(p, [&](size_t other, int) {
+      float block[kPanelRows * kPanelRows];
+      kernels.factor_update(at(p, 0), at(other, 0), row, padded, block);
+      kernels.factor_rows(diagonal, block);
+      std::memcpy(at(other, row), block, kBlockBytes);
+    });
+  }
+  for (size_t row = 0; row < n; ++row)
+    for (size_t col = 0; col < n; ++col)
+      reach[row * n + col] = col <= row ? at(col / kPanelRows, row)[col % kPanelRows] : 0.0f;
+  return true;
+}
+
+void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const float* w, size_t out_rows, size_t cols,
+                     bool lower, float* out, ThreadPool& pool) {
+  const Source source{.data = w,
+                      .dtype = Dtype::fp32,
+                      .rows = out_rows,
+                      .cols = cols,
+                      .row_stride = static_cast<ptrdiff_t>(cols),
+                      .col_stride = 1};
+  const PackedMatrix packed = pack(Precision::fp32, 0, {source}, plain_rows(out_rows), plain_cols(cols), pool);
+  const size_t padded = packed.view.cols, blocks = div_up(rows, kRowsAtOnce);
+  const size_t parts = div_up(packed.view.panels(), kPanelsAtOnce);
+  AlignedBuffer left(rows * padded * sizeof(float) + kLineBytes);
+  float* copy = reinterpret_cast<float*>(left.data());
+  pool.run(rows, [&](size_t row, int) {
+    std::memcpy(copy + row * padded, x + row * cols, cols * sizeof(float));
+    std::memset(copy + row * padded + cols, 0, (padded - cols) * sizeof(float));
+  });
+  const Rows prepared{.data = left.data(), .stride = padded * sizeof(float)};
+  pool.run(blocks * parts, [&](size_t task, int) {
+    const size_t row = task % blocks * kRowsAtOnce, count = std::min(kRowsAtOnce, rows - row);
+    const size_t panel = task / blocks * kPanelsAtOnce;
+    const size_t panels = std::min(kPanelsAtOnce, packed.view.panels() - panel), first = panel * kPanelRows;
+    if (lower && first >= row + count) return;
+    std::vector<float> product(count * panels * kPanelRows);
+    std::vector<uint8_t> scratch(linear_scratch_bytes(padded));
+    kernels.linear(packed.view, prepared, row, count, panel, panels, product.data(), panels * kPanelRows, scratch.data());
+    const size_t width = std::min(panels * kPanelRows, out_rows - first);
+    for (size_t r = 0; r < count; ++r)
+      std::memcpy(out + (row + r) * out_rows + first, product.data() + r * panels * kPanelRows, width * sizeof(float));
+  });
+}
+
+}  // namespace ernie

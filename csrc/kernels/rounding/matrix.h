@@ -1,0 +1,32 @@
+// What calibration computes over whole matrices, row-major float32. Results do not depend on the threads.
+#pragma once
+
+#include "base/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace ernie {
+
+// Row-major results for a matrix of [rows][cols]; see RoundedPanel. `exact` is [rows][number of exact columns].
+struct RoundedMatrix {
+  int8_t* codes = nullptr;
+  uint16_t* scales = nullptr;
+  uint8_t* subs = nullptr;  // null unless how.factors
+  uint16_t* exact = nullptr;
+};
+
+void round_matrix(const RoundingKernels& kernels, const Rounding& how, const float* weights, size_t rows,
+                  const RoundedMatrix& out, ThreadPool& pool);
+
+// Solves y H = b for every row of `values`, [rows][n], in place.
+void solve_matrix(const RoundingKernels& kernels, const float* reach, size_t n, float* values, size_t rows,
+                  ThreadPool& pool);
+
+// reach[n][n] = R transposed, zero above the diagonal, for the symmetric `gram`, [n][n]; false if that is not positive.
+bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, float* reach, ThreadPool& pool);
+
+// out[m][n] = sum over k of x[m][k] * w[n][k]; x is [rows][cols], w [out_rows][cols]. With `lower`, which wants x and w to
+// be the same, only what is on or below the diagonal counts.
+void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const float* w, size_t out_rows, size_t cols,
+                     bool lower, float* out, ThreadPool& pool);
+
+}  // namespace ernie

@@ -1,0 +1,190 @@
+"""One step of quantization: the matrices that read one input, fitted to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ernie_accel.checkpoint.quantised import QuantisedMatrix
+from ernie_accel.errors import CheckpointError
+from ernie_accel.quant.activations import choose_exact, mean_squares, rounded
+from ernie_accel.quant.calculator import Array, Calculator
+from ernie_accel.quant.recipe import Kind, Recipe
+from ernie_accel.quant.streams import Streams
+
+__all__ = ["Fitter", "column_norms"]
+
+Columns = npt.NDArray[np.int32]
+NO_COLUMNS: Columns = np.zeros(0, np.int32)
+
+ROWS_AT_ONCE = 8192
+"""Rows of a matrix that are fitted together: a vocabulary head has a hundred thousand."""
+SAMPLE = 512
+"""Rows of activations on which errors are measured."""
+EXACT_SAMPLE = 4096
+"""Rows of activations from which exact columns are chosen."""
+
+
+def column_norms(weights: Mapping[str, Array]) -> Array:
+    """Return the sum of the squared weights of each column, over several matrices of one width."""
+    total: Array = np.sum([np.einsum("nk,nk->k", w, w) for w in weights.values()], axis=0, dtype=np.float32)
+    return total
+
+
+@dataclass
+class Fitter:
+    """Quantises matrices by a recipe and collects them; what is in ``given`` was finished before and is only passed.
+
+    Attributes:
+        matrices: Results by name.
+        errors: Errors by name, as ``LayerResult.errors``.
+    """
+
+    recipe: Recipe
+    calculator: Calculator
+    given: Mapping[str, QuantisedMatrix] = field(default_factory=dict)
+    matrices: dict[str, QuantisedMatrix] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def through(
+        self, kind: Kind, weights: Mapping[str, Array], x: Streams, exact: Columns | None = None
+    ) -> list[Streams]:
+        """Quantise matrices [rows, K] that read ``x`` [T, K] and return what they make of it, each [T, rows].
+
+        ``exact`` names the exact columns; None chooses them.
+        """
+        self.fit(kind, weights, x, exact)
+        return self.passed(kind, weights, x)
+
+    def passed(self, kind: Kind, weights: Mapping[str, Array], x: Streams) -> list[Streams]:
+        """Return what quantised matrices make of ``x``, and the checkpoint's of the ideal one."""
+        results = []
+        for name, weight in weights.items():
+            quantised = self.matrices[name]
+            ours = self.calculator.multiply(self._seen(kind, x.ours, quantised.exact), quantised.to_float32())
+            ideal = ours if x.ideal is x.ours else self.calculator.multiply(x.ideal, weight)
+            results.append(Streams(ours, ideal))
+        return results
+
+    def fit(self, kind: Kind, weights: Mapping[str, Array], x: Streams, exact: Columns | None = None) -> None:
+        """Quantise matrices that read ``x``."""
+        if all(name in self.given for name in weights):
+            self.matrices.update({name: self.given[name] for name in weights})
+            return
+        _check_finite(weights)
+        recipe = self.recipe
+        if exact is None:
+            exact = self.exact_columns(kind, weights, x.ours)
+        seen = self._seen(kind, x.ours, exact)
+        fit = _Fit(self.calculator, recipe, kind, exact, seen, x.ideal)
+        for name, weight in weights.items():
+            parts = [fit(weight[at : at + ROWS_AT_ONCE]) for at in range(0, len(weight), ROWS_AT_ONCE)]
+            self.matrices[name] = _joined(parts)
+            self.errors[name] = self._error(weight, self.matrices[name], x.ours, seen)
+
+    def nearest(
+        self,
+        kind: Kind,
+        weights: Mapping[str, Array],
+        *,
+        exact: Columns = NO_COLUMNS,
+        weigh: Array | None = None,
+    ) -> None:
+        """Quantise matrices to nearest, without data; ``weigh`` [K] says how much each column counts."""
+        for name, weight in weights.items():
+            if name in self.given:
+                self.matrices[name] = self.given[name]
+                continue
+            _check_finite({name: weight})
+            matrix = self.calculator.round(
+                weight,
+                bits=self.recipe.bits_of(kind),
+                group=self.recipe.group_of(kind),
+                exact=exact,
+                clips=self.recipe.clips,
+                weigh=weigh,
+            )
+            self.matrices[name] = matrix
+            off = matrix.to_float32() - weight
+            self.errors[name] = _share(off, weight)
+
+    def exact_columns(self, kind: Kind, weights: Mapping[str, Array], x: Array) -> Columns:
+        """Choose the exact columns of matrices that read x [T, K]."""
+        count = self.recipe.exact_columns(kind, x.shape[1])
+        step = -(-len(x) // EXACT_SAMPLE)
+        return choose_exact(x[::step], column_norms(weights), self.recipe.activation_group(kind), count)
+
+    def _seen(self, kind: Kind, x: Array, exact: Columns) -> Array:
+        return rounded(x, self.recipe.activation_group(kind), exact)
+
+    def _error(self, weight: Array, matrix: QuantisedMatrix, x: Array, seen: Array) -> float:
+        step = -(-len(x) // SAMPLE)
+        wanted = self.calculator.multiply(x[::step], weight)
+        got = self.calculator.multiply(seen[::step], matrix.to_float32())
+        got -= wanted
+        return _share(got, wanted)
+
+
+class _Fit:
+    """What the matrices that read one input have in common."""
+
+    def __init__(
+        self, calculator: Calculator, recipe: Recipe, kind: Kind, exact: Columns, seen: Array, ideal: Array
+    ) -> None:
+        self._calculator, self._recipe, self._kind, self._exact = calculator, recipe, kind, exact
+        self._reach: Array | None = None
+        self._missed: Array | None = None
+        self._weigh: Array | None = None
+        if not recipe.feedback:
+            self._weigh = mean_squares(seen)
+            return
+        self._reach = calculator.factor(calculator.gram(seen), recipe.damping)
+        if recipe.follow > 0:
+            self._missed = calculator.cross(seen, ideal - seen)
+
+    def __call__(self, weights: Array) -> QuantisedMatrix:
+        if self._reach is not None and self._missed is not None:
+            # The weights that give most nearly, of the inputs as they are, what the checkpoint's give of ideal ones:
+            # W + W (ideal - seen)^T seen H^-1 (Li et al. 2025, "GPTAQ").
+            wanted = self._calculator.multiply(weights, self._missed)
+            weights = weights + np.float32(self._recipe.follow) * self._calculator.solve(self._reach, wanted)
+        return self._calculator.round(
+            weights,
+            bits=self._recipe.bits_of(self._kind),
+            group=self._recipe.group_of(self._kind),
+            exact=self._exact,
+            clips=self._recipe.clips,
+            reach=self._reach,
+            weigh=self._weigh,
+        )
+
+
+def _joined(parts: list[QuantisedMatrix]) -> QuantisedMatrix:
+    if len(parts) == 1:
+        return parts[0]
+    subs = [part.subs for part in parts if part.subs is not None]
+    return QuantisedMatrix(
+        bits=parts[0].bits,
+        group=parts[0].group,
+        codes=np.concatenate([part.codes for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        subs=np.concatenate(subs) if subs else None,
+        exact=parts[0].exact,
+        exact_weights=np.concatenate([part.exact_weights for part in parts]),
+    )
+
+
+def _share(off: Array, whole: Array) -> float:
+    total = float(np.sum(np.square(whole), dtype=np.float64))
+    return float(np.sqrt(np.sum(np.square(off), dtype=np.float64) / total)) if total > 0 else 0.0
+
+
+def _check_finite(weights: Mapping[str, Array]) -> None:
+    for name, weight in weights.items():
+        if not np.isfinite(weight).all():
+            raise CheckpointError(
+                f"{name} holds values that are no finite numbers; it cannot be quantised, load it with precision='fp32'"
+            )
