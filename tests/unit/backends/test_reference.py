@@ -9,19 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from ernie_accel.arithmetic import attend, rms_norm, rotary_angles, rotate, silu, softmax
 from ernie_accel.backends.base import LoadOptions, Step
-from ernie_accel.backends.reference import (
-    Ffn,
-    KvCache,
-    Moe,
-    ReferenceBackend,
-    attend,
-    rms_norm,
-    rotary_angles,
-    rotate,
-    silu,
-    softmax,
-)
+from ernie_accel.backends.reference import Ffn, KvCache, Moe, ReferenceBackend
 from ernie_accel.errors import ArgumentError, CapacityError, CheckpointError, UnsupportedError
 from ernie_accel.testing import synthetic, tiny_config
 
