@@ -15,6 +15,7 @@ from ernie_accel.backends.base import LoadOptions
 from ernie_accel.closing import Closing
 from ernie_accel.display import count, html_table
 from ernie_accel.engine.defaults import settle
+from ernie_accel.engine.profiling import Profiling
 from ernie_accel.engine.request import Handle, Request, check_ids
 from ernie_accel.errors import ArgumentError, ClosedError, TokenizerError
 from ernie_accel.generation import Generation, Ids, TextOrIds
@@ -148,6 +149,22 @@ class Model(Generation, Closing):
         else:
             ids = text_or_ids
         return self._engine.score(check_ids(ids, self.config.vocab_size))
+
+    def profile(self) -> Profiling:
+        """Count where the time of steps goes, in a ``with`` block around the calls that are to be counted::
+
+            with model.profile() as profile:
+                model.generate("Once upon a time", max_tokens=64)
+            print(profile.result.parts)
+
+        Everything that the model computes meanwhile is counted, whoever asked for it.
+
+        Raises:
+            UnsupportedError: On entering; the backend does not count.
+            ClosedError: The model was closed.
+        """
+        self._check_open()
+        return Profiling(self._engine)
 
     def close(self) -> None:
         """Give all memory back. What is under way ends with ClosedError, and so does every later call."""

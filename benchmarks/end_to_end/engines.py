@@ -1,103 +1,87 @@
-"""The engines that are compared. Each runs in a process of its own and answers one line a round.
-
-Started as ``python -m benchmarks.end_to_end.engines NAME WORKLOAD THREADS``: prints ``ready`` once the model is
-loaded, then for every line that it reads runs the workload once and prints the tokens per second.
-"""
+"""The engines that can be compared, by the name that they have on the command line. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
-
-import numpy as np
-
-from ernie_accel.bench.workload import WORKLOADS, Workload
-from ernie_accel.types import Precision
-
-Engine = Callable[[Workload, list[int]], float]
+from dataclasses import dataclass
 
 
-def ernie_accel(workload: Workload, threads: int, precision: Precision) -> Engine:
-    """Our native backend through the public API."""
-    import ernie_accel as ea
+@dataclass(frozen=True)
+class Entry:
+    """One engine in one setting.
 
-    model = ea.Model.load(
-        ea.testing.synthetic(workload.shape), backend="native", precision=precision, threads=threads
-    )
-
-    def run(workload: Workload, prompt: list[int]) -> float:
-        result = model.generate(prompt, max_tokens=workload.new_tokens, temperature=0, ignore_eos=True)
-        return workload.rate(result.timings.prefill_seconds, result.timings.decode_seconds)
-
-    return run
-
-
-def transformers(workload: Workload, threads: int, precision: str) -> Engine:
-    """Ernie4_5ForCausalLM of the same shape with random weights, driven by a bare greedy loop over its KV cache.
-
-    The loop is used in place of its ``generate``, whose bookkeeping would count against it.
+    Attributes:
+        title: As tables call it.
+        module: Adapter in ``peers``.
+        precision: Of the weights, as the engine calls it.
+        kv: Of the KV cache, as the engine calls it; "" is the adapter's choice.
+        distributions: Packages whose versions are written down.
+        moe: Whether a mixture of experts runs on it here.
     """
-    import torch
-    from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
-    from ernie_accel.testing import synthetic
+    title: str
+    module: str
+    precision: str
+    kv: str = ""
+    distributions: tuple[str, ...] = ()
+    moe: bool = False
 
-    torch.set_num_threads(threads)
-    torch.set_default_dtype({"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-    with synthetic(workload.shape) as checkpoint:
-        model = Ernie4_5ForCausalLM(
-            Ernie4_5Config(**{key: getattr(checkpoint.config, key) for key in SHARED_KEYS})
-        ).eval()
-
-    def run(workload: Workload, prompt: list[int]) -> float:
-        times = [time.perf_counter()]
-        ids, cache = torch.tensor([prompt]), None
-        with torch.inference_mode():
-            for _ in range(workload.new_tokens):
-                out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-                times.append(time.perf_counter())
-        return workload.rate(times[1] - times[0], times[-1] - times[1])
-
-    return run
+    @property
+    def ours(self) -> bool:
+        """Whether it is this library."""
+        return self.module == "ours"
 
 
-# What both libraries call by the same name.
-SHARED_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "tie_word_embeddings",
-)
+def _ours(precision: str, kv: str = "") -> Entry:
+    title = f"ernie_accel {precision}" + (f", KV {kv}" if kv else "")
+    return Entry(title, "ours", precision, kv, ("ernie-accel", "numpy"), moe=True)
 
 
-ENGINES: dict[str, Callable[[Workload, int], Engine]] = {
-    "ernie_accel int8": lambda workload, threads: ernie_accel(workload, threads, "int8"),
-    "ernie_accel bf16": lambda workload, threads: ernie_accel(workload, threads, "bf16"),
-    "ernie_accel fp32": lambda workload, threads: ernie_accel(workload, threads, "fp32"),
-    "transformers bf16": lambda workload, threads: transformers(workload, threads, "bf16"),
-    "transformers fp32": lambda workload, threads: transformers(workload, threads, "fp32"),
+def _llama(precision: str, moe: bool = False) -> Entry:
+    return Entry(f"llama.cpp {precision}", "llama", precision, "", ("llama-cpp-python",), moe)
+
+
+def _openvino(precision: str) -> Entry:
+    return Entry(f"OpenVINO {precision}", "openvino_cpu", precision, "", ("openvino",))
+
+
+def _onnx(precision: str) -> Entry:
+    packages = ("onnxruntime-genai", "onnxruntime")
+    return Entry(f"onnxruntime-genai {precision}", "onnx_genai", precision, "", packages)
+
+
+def _torch(precision: str) -> Entry:
+    return Entry(f"transformers {precision}", "torch_cpu", precision, "", ("transformers", "torch"))
+
+
+ENGINES: dict[str, Entry] = {
+    "ours-int8": _ours("int8"),
+    "ours-int4": _ours("int4"),
+    "ours-bf16": _ours("bf16"),
+    "ours-fp32": _ours("fp32"),
+    "ours-int8-kv8": _ours("int8", "int8"),
+    "ours-int4-kv8": _ours("int4", "int8"),
+    "llama-q8": _llama("Q8_0"),
+    "llama-q4": _llama("Q4_0", moe=True),
+    "llama-bf16": _llama("BF16"),
+    "openvino-int8": _openvino("int8"),
+    "openvino-int4": _openvino("int4"),
+    "onnx-int8": _onnx("int8"),
+    "onnx-int4": _onnx("int4"),
+    "torch-bf16": _torch("bf16"),
+    "torch-fp32": _torch("fp32"),
 }
 
-
-def main(name: str, workload_name: str, threads: str) -> None:
-    workload = WORKLOADS[workload_name]
-    run = ENGINES[name](workload, int(threads))
-    # Ids of the ordinary part of the vocabulary; the same for every engine and round.
-    prompt = np.random.default_rng(0).integers(3, 90_000, workload.prompt_tokens).tolist()
-    run(workload, prompt)
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        print(run(workload, prompt), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+DEFAULT = (
+    "ours-int8",
+    "ours-int4",
+    "ours-bf16",
+    "llama-q8",
+    "llama-q4",
+    "llama-bf16",
+    "openvino-int8",
+    "openvino-int4",
+    "onnx-int8",
+    "onnx-int4",
+    "torch-bf16",
+)
+"""Compared where no engines are named."""

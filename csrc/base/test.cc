@@ -5,6 +5,7 @@
 #include <cfenv>
 #include <stdexcept>
 
+#include "base/bandwidth.h"
 #include "base/bf16.h"
 #include "base/float_mode.h"
 #include "base/thread_pool.h"
@@ -94,6 +95,13 @@ static void test_float_mode() {
   std::fesetround(FE_TONEAREST);
 }
 
+static void test_bandwidth() {
+  for (int threads : {1, 3}) CHECK(read_bandwidth(1000000, threads, 2) > 0);  // no whole number of blocks
+  CHECK_THROWS(read_bandwidth(0, 1, 1), std::invalid_argument);
+  CHECK_THROWS(read_bandwidth(1, 0, 1), std::invalid_argument);
+  CHECK_THROWS(read_bandwidth(1, 1, 0), std::invalid_argument);
+}
+
 int main() {
   test_every_task_runs_once();
   test_many_short_regions();
@@ -102,5 +110,6 @@ int main() {
   test_float_mode();
   test_conversions();
   test_arena();
+  test_bandwidth();
   std::puts("base: ok");
 }

@@ -1,6 +1,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "base/bandwidth.h"
 #include "base/cpu.h"
 #include "bindings/bindings.h"
 
@@ -15,6 +16,9 @@ void bind_cpu(nb::module_& m) {
         return names;
       },
       "Instruction-set levels that this build has and this processor runs, lowest first.");
+  m.def("read_bandwidth", &read_bandwidth, nb::arg("bytes"), nb::arg("threads"), nb::arg("passes"),
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Bytes a second that threads together read from a buffer of `bytes`; the best of some passes over it.");
 }
 
 }  // namespace ernie

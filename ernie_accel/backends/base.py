@@ -6,6 +6,7 @@ these protocols and name themselves in the entry-point group ``ernie_accel.backe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -22,11 +23,14 @@ __all__ = [
     "Capacity",
     "Footprint",
     "LoadOptions",
+    "PartProfile",
+    "Profiles",
     "Runner",
     "RunnerInfo",
     "Select",
     "SequenceId",
     "Step",
+    "StepProfile",
     "StepResult",
 ]
 
@@ -90,7 +94,7 @@ class RunnerInfo:
         page_size: Tokens of one KV page; 1 where the cache is not paged.
         max_step_tokens: Largest number of tokens in one ``forward``, all sequences together.
         max_sequences: Largest number of open sequences.
-        capabilities: Of ``select``, ``hidden``, ``invariant`` (others may come; unknown ones are ignored).
+        capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile`` (others may come; unknown ones are ignored).
         details: What ``model.info`` and ``doctor`` show: threads, instruction set, quantization recipe and the like.
     """
 
@@ -171,6 +175,50 @@ class Capacity:
 
     free_tokens: int
     used_tokens: int
+
+
+@dataclass(frozen=True)
+class PartProfile:
+    """One part of the forward pass, over all steps that were counted.
+
+    Attributes:
+        name: For instance ``"qkv"``, ``"attention"``, ``"head"``.
+        calls: How often it ran; most parts once a layer.
+        seconds: Time until it was done, waiting for its slowest thread included.
+        bytes: Of weights and KV cache that it had to read.
+    """
+
+    name: str
+    calls: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """Where the time of some steps went; ``parts`` follow one another without a gap within a step."""
+
+    steps: int
+    parts: tuple[PartProfile, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all parts together."""
+        return math.fsum(part.seconds for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parts together."""
+        return sum(part.bytes for part in self.parts)
+
+
+@runtime_checkable
+class Profiles(Protocol):
+    """What a Runner with the capability ``profile`` has beside the methods of ``Runner``."""
+
+    def profile(self, on: bool) -> StepProfile:
+        """Begin or end counting, and return what was counted since the last call."""
+        ...
 
 
 @runtime_checkable

@@ -2,36 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["WORKLOADS", "Workload"]
+import numpy as np
+
+from ernie_accel.errors import ArgumentError
+
+__all__ = ["Workload", "prompts", "workloads"]
+
+FEW_STEPS, MANY_STEPS = 32, 64
+LONG_CONTEXT = 512
+"""From this context on a decoding round takes few steps, so that the context stays about what it is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One sequence: a prompt of random ids, then greedy tokens.
+    """Random prompts and what is timed of them.
 
     Attributes:
-        shape: Published shape that ``ernie_accel.testing.synthetic`` knows.
-        prompt_tokens: Length of the prompt.
-        new_tokens: Tokens generated after it; end tokens are ignored.
-        measures: ``"decode"``: tokens after the first by seconds after the first; ``"prefill"``: prompt tokens by
-            seconds until the first.
+        measures: ``"prefill"``: one prompt, until its first token is chosen; ``"decode"``: greedy tokens after it.
+        context: Tokens of each prompt.
+        batch: Sequences that are decoded together.
+        steps: Tokens that a decoding round adds to each sequence.
     """
 
-    shape: str
-    prompt_tokens: int
-    new_tokens: int
-    measures: str
+    measures: Literal["prefill", "decode"]
+    context: int
+    batch: int = 1
+    steps: int = 1
 
-    def rate(self, prefill_seconds: float, decode_seconds: float) -> float:
-        """Tokens per second of the phase that this workload measures."""
-        if self.measures == "prefill":
-            return self.prompt_tokens / prefill_seconds
-        return (self.new_tokens - 1) / decode_seconds
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.measures not in ("prefill", "decode"):
+            raise ArgumentError(f"measures={self.measures!r}: must be 'prefill' or 'decode'")
+
+    @property
+    def name(self) -> str:
+        """Short and fit for a file name: ``prefill-512``, ``decode-32``, ``decode-32x16``."""
+        return f"{self.measures}-{self.context}" + (f"x{self.batch}" if self.batch > 1 else "")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that count in one round, all sequences together."""
+        return self.context if self.measures == "prefill" else self.batch * self.steps
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a decoding round begins where the one before ended: reading a long prompt anew would take minutes."""
+        return self.measures == "decode" and self.context >= LONG_CONTEXT
+
+    def room(self, rounds: int) -> int:
+        """Tokens that each sequence may have to hold beyond its prompt, with some to warm up and to look at."""
+        return (rounds + 1) * (self.steps + 2)
+
+    def rate(self, seconds: float) -> float:
+        """Tokens per second of a round, all sequences together."""
+        return self.tokens / seconds
 
 
-WORKLOADS = {
-    "decode": Workload(shape="0.3B", prompt_tokens=32, new_tokens=65, measures="decode"),
-    "prefill": Workload(shape="0.3B", prompt_tokens=512, new_tokens=1, measures="prefill"),
-}
+def workloads(prefill: Sequence[int], decode: Sequence[int], batch: Sequence[int]) -> list[Workload]:
+    """Return one workload for each prompt length, and one for each pair of context and batch."""
+    reading = [Workload(measures="prefill", context=length) for length in prefill]
+    writing = [
+        Workload(
+            measures="decode",
+            context=context,
+            batch=size,
+            steps=MANY_STEPS if context < LONG_CONTEXT and size == 1 else FEW_STEPS,
+        )
+        for context in decode
+        for size in batch
+    ]
+    return reading + writing
+
+
+def prompts(workload: Workload, vocab_size: int) -> list[list[int]]:
+    """Return the token ids of each sequence's prompt: random, different, and the same at every call."""
+    draw = np.random.default_rng(0)
+    return [draw.integers(3, vocab_size, workload.context).tolist() for _ in range(workload.batch)]

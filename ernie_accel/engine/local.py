@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.backends.base import Runner, RunnerInfo
+from ernie_accel.backends.base import Profiles, Runner, RunnerInfo, StepProfile
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.reader import LogitsReader, Reader, ScoreReader
 from ernie_accel.engine.request import Request
@@ -21,7 +21,7 @@ from ernie_accel.engine.scheduler import Scheduler
 from ernie_accel.engine.stop import Decoder
 from ernie_accel.engine.turn import Turn
 from ernie_accel.engine.writer import Limits, Writer
-from ernie_accel.errors import ClosedError, ContextLengthError
+from ernie_accel.errors import ClosedError, ContextLengthError, UnsupportedError
 from ernie_accel.types import Chunk, Completion, Score
 
 __all__ = ["LocalEngine", "LocalHandle"]
@@ -87,6 +87,24 @@ class LocalEngine:
         reader = ScoreReader(token_ids)
         self._read(reader)
         return reader.score
+
+    def profile(self, on: bool) -> StepProfile:
+        """Begin or end counting where the time of steps goes, and return what was counted since the last call.
+
+        Raises:
+            UnsupportedError: The Runner does not count.
+        """
+        runner = self._runner
+        if not isinstance(runner, Profiles) or "profile" not in self.capabilities:
+            raise UnsupportedError(f"backend {self._info.backend!r} does not tell where its time goes; use 'native'")
+        counted: list[StepProfile] = []
+
+        def switch() -> None:
+            self._check_open()
+            counted.append(runner.profile(on))
+
+        self._turn.run(switch)
+        return counted[0]
 
     def close(self) -> None:
         """Close the Runner between two steps; whoever waits for something gets ClosedError."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.backends.base import RunnerInfo
+from ernie_accel.backends.base import RunnerInfo, StepProfile
 from ernie_accel.errors import ArgumentError
 from ernie_accel.types import Chunk, Completion, SamplingParams, Score
 
@@ -75,6 +75,10 @@ class Engine(Protocol):
 
     def score(self, token_ids: Sequence[int]) -> Score:
         """Return the log-probability of each id given those before it."""
+        ...
+
+    def profile(self, on: bool) -> StepProfile:
+        """Begin or end counting where time goes; return what was counted. Raises UnsupportedError if nothing counts."""
         ...
 
     def close(self) -> None:

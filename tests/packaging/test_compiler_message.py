@@ -17,8 +17,8 @@ TOO_OLD = "#!/bin/sh\necho 'g++ (GNU) 10.2.0'\nexit 1\n"
 def clone(tmp_path: Path) -> Path:
     """What the scripts need of a clone, without an environment."""
     target = tmp_path / "clone"
-    for name in ("scripts", "csrc"):
-        shutil.copytree(ROOT / name, target / name)
+    for name in ("scripts", "csrc", "benchmarks"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("models", "__pycache__"))
     for name in ("pyproject.toml", "CMakeLists.txt"):
         shutil.copy(ROOT / name, target)
     model = target / "examples/poet/model/model.safetensors"

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.backends.base import Capacity, RunnerInfo, Select, SequenceId, Step, StepResult
+from ernie_accel.backends.base import (
+    Capacity,
+    PartProfile,
+    RunnerInfo,
+    Select,
+    SequenceId,
+    Step,
+    StepProfile,
+    StepResult,
+)
 from ernie_accel.backends.checks import check_batch, check_length
 from ernie_accel.backends.native.translate import translate
 from ernie_accel.errors import ClosedError
@@ -75,6 +84,12 @@ class NativeRunner:
         """Room in the KV cache; a page that is begun counts as used."""
         model = self._open_model()
         return translate(lambda: Capacity(free_tokens=model.free_tokens, used_tokens=model.used_tokens))
+
+    def profile(self, on: bool) -> StepProfile:
+        """Begin or end counting where the time of steps goes, and return what was counted since the last call."""
+        model = self._open_model()
+        steps, parts = translate(lambda: model.profile(on))
+        return StepProfile(steps, tuple(PartProfile(*part) for part in parts))
 
     def close(self) -> None:
         """Give all memory back."""

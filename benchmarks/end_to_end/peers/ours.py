@@ -1,0 +1,51 @@
+"""Our native backend through the public API, as a user drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import ernie_accel as ea
+from ernie_accel.bench.measure import Decoding, prefill
+from ernie_accel.types import Precision
+
+from .base import Ids, Setup
+
+
+class Ours:
+    def __init__(self, model: ea.Model) -> None:
+        self._model = model
+        self._decoding: Decoding | None = None
+
+    def prefill(self, prompt: Ids) -> int:
+        return prefill(self._model, prompt)
+
+    def start(self, prompts: Sequence[Ids], steps: int) -> None:
+        if self._decoding is not None:
+            self._decoding.close()
+        # One more, for step_bytes.
+        self._decoding = Decoding(self._model, prompts, steps + 1)
+
+    def advance(self, steps: int) -> None:
+        assert self._decoding is not None
+        self._decoding.advance(steps)
+
+    def step_bytes(self) -> int | None:
+        assert self._decoding is not None
+        with self._model.profile() as profile:
+            self._decoding.advance(1)
+        return profile.result.bytes
+
+
+def load(setup: Setup) -> Ours:
+    return Ours(
+        ea.Model.load(
+            ea.testing.synthetic(setup.shape),
+            backend="native",
+            precision=cast(Precision, setup.precision),
+            kv_precision=cast(Precision, setup.kv or "auto"),
+            threads=setup.threads,
+            max_batch=max(setup.batch, 1),
+            progress=False,
+        )
+    )

@@ -1,0 +1,81 @@
+"""An engine in a process of its own: reads one JSON request a line and answers each with one line.
+
+Started as ``python -m benchmarks.end_to_end.worker ENGINE SETTINGS``; says ``{}`` once the model is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from ernie_accel.bench.workload import Workload, prompts
+
+from .engines import ENGINES
+from .peers.base import Engine, Setup
+
+VOCABULARY = 90_000
+"""Ids of the ordinary part of the vocabulary."""
+
+
+class Worker:
+    """Answers requests about one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ready: Workload | None = None
+
+    def prepare(self, workload: Workload, rounds: int) -> dict[str, Any]:
+        """Fill caches, and run a little so that everything is warm."""
+        self._ready = None
+        if workload.measures == "prefill":
+            (prompt,) = prompts(workload, VOCABULARY)
+            return {"token": self._engine.prefill(prompt)}
+        self._engine.start(prompts(workload, VOCABULARY), workload.room(rounds))
+        self._engine.advance(2)
+        self._ready = workload
+        return {}
+
+    def measure(self, workload: Workload, rounds: int) -> dict[str, Any]:
+        """Run the workload once: seconds, and the bytes that a decoding step reads where the engine knows."""
+        if workload.measures == "prefill":
+            (prompt,) = prompts(workload, VOCABULARY)
+            return {"seconds": seconds(lambda: self._engine.prefill(prompt))}
+        if self._ready != workload or not workload.goes_on:
+            self.prepare(workload, rounds)
+        taken = seconds(lambda: self._engine.advance(workload.steps))
+        return {"seconds": taken, "bytes": self._engine.step_bytes()}
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long an action takes."""
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def serve(worker: Worker, requests: TextIO, answers: TextIO) -> None:
+    """Answer until the requests end."""
+    print("{}", file=answers, flush=True)
+    for line in requests:
+        request = json.loads(line)
+        action = {"prepare": worker.prepare, "measure": worker.measure}[request["do"]]
+        print(json.dumps(action(Workload(**request["workload"]), request["rounds"])), file=answers, flush=True)
+
+
+def main(name: str, settings: str) -> None:
+    """Load and serve. Whatever an engine prints goes to standard error, so that answers stay readable."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    entry = ENGINES[name]
+    setup = Setup(precision=entry.precision, kv=entry.kv, **json.loads(settings))
+    module = importlib.import_module(f"benchmarks.end_to_end.peers.{entry.module}")
+    serve(Worker(module.load(setup)), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
