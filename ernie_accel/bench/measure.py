@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
+from ernie_accel.backends.base import StepProfile
+from ernie_accel.bench.statistics import Summary, ratios, summarize
+from ernie_accel.bench.workload import Workload, prompts
+from ernie_accel.engine.profiling import Profiling
 from ernie_accel.engine.scheduler import TOKENS_PER_STEP
+from ernie_accel.engine.stream import TokenStream
+from ernie_accel.types import SamplingParams
 
-if TYPE_CHECKING:
-    from ernie_accel.engine.stream import TokenStream
-    from ernie_accel.model import Model
-
-__all__ = ["Decoding", "prefill"]
+__all__ = ["Decoding", "Measured", "Timed", "measure", "prefill"]
 
 
-def prefill(model: Model, prompt: Sequence[int]) -> int:
+class Timed(Protocol):
+    """The part of ``ernie_accel.Model`` that is used here."""
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams | None = None) -> TokenStream:
+        """Continue a prompt, token by token."""
+        ...
+
+    def profile(self) -> Profiling:
+        """Count where time goes."""
+        ...
+
+
+def prefill(model: Timed, prompt: Sequence[int]) -> int:
     """Read a prompt and return the most probable next token."""
-    with model.stream(prompt, max_tokens=1, temperature=0, ignore_eos=True) as stream:
+    with model.stream(prompt, _greedy(1)) as stream:
         return next(stream).token_ids[0]
 
 
@@ -30,25 +46,108 @@ class Decoding:
         steps: Largest number of tokens that will be asked for.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], steps: int) -> None:
+    def __init__(self, model: Timed, prompts: Sequence[Sequence[int]], steps: int) -> None:
         total = sum(map(len, prompts))
         # Those whose prompt was read first write while the others' are read.
         lead = 2 * -(-total // max(1, TOKENS_PER_STEP - len(prompts))) + len(prompts)
-        self._streams: list[TokenStream] = [
-            model.stream(prompt, max_tokens=steps + lead + 1, temperature=0, ignore_eos=True) for prompt in prompts
-        ]
+        self._streams = [model.stream(prompt, _greedy(steps + lead + 1)) for prompt in prompts]
         for stream in self._streams:
             next(stream)
 
-    def advance(self, steps: int) -> float:
-        """Give every sequence that many tokens; return the seconds it took."""
+    def advance(self, steps: int) -> None:
+        """Give every sequence that many tokens."""
         last = self._streams[-1]
-        begin = time.perf_counter()
         for _ in range(steps):
             next(last)
-        return time.perf_counter() - begin
 
     def close(self) -> None:
         """Give the sequences' memory back."""
         for stream in self._streams:
             stream.cancel()
+
+
+@dataclass
+class Measured:
+    """What one workload gave.
+
+    Attributes:
+        workload: What was measured.
+        rates: Tokens per second, one value a round, all sequences together.
+        ceilings: Read bandwidth, bytes a second, measured once a round.
+        profile: Of one more round; None unless asked for.
+        profile_seconds: What that round took, from call to result.
+    """
+
+    workload: Workload
+    rates: list[float] = field(default_factory=list)
+    ceilings: list[float] = field(default_factory=list)
+    profile: StepProfile | None = None
+    profile_seconds: float = 0.0
+
+    @property
+    def rate(self) -> Summary:
+        """Tokens per second."""
+        return summarize(self.rates)
+
+    @property
+    def step_bytes(self) -> float | None:
+        """Bytes of weights and KV cache that a step had to read; None without a profile."""
+        return self.profile.bytes / self.profile.steps if self.profile and self.profile.steps else None
+
+    @property
+    def bandwidth_share(self) -> Summary | None:
+        """For decoding: bytes read by bytes that could have been; None for a prompt, and without a profile."""
+        if self.step_bytes is None or self.workload.measures != "decode":
+            return None
+        used = [self.step_bytes * rate / self.workload.batch for rate in self.rates]
+        return summarize(ratios(used, self.ceilings))
+
+
+def measure(
+    model: Timed, workload: Workload, vocab_size: int, rounds: int, ceiling: Callable[[], float], profile: bool
+) -> Measured:
+    """Run a workload once to warm up, then ``rounds`` times, and with ``profile`` once more.
+
+    Args:
+        model: What computes.
+        workload: What to run.
+        vocab_size: Prompts are ids below this.
+        rounds: At least 1.
+        ceiling: Measures the read bandwidth, bytes a second; called once a round.
+        profile: Whether the backend tells where its time goes.
+    """
+    made = Measured(workload)
+    with _round(model, workload, vocab_size, rounds) as run:
+        run()
+        for _ in range(rounds):
+            made.rates.append(workload.rate(run()))
+            made.ceilings.append(ceiling())
+        if profile:
+            with model.profile() as counted:
+                made.profile_seconds = run()
+            made.profile = counted.result
+    return made
+
+
+@contextmanager
+def _round(model: Timed, workload: Workload, vocab_size: int, rounds: int) -> Iterator[Callable[[], float]]:
+    """Give a function that runs the workload once and returns the seconds."""
+    given = prompts(workload, vocab_size)
+    if workload.measures == "prefill":
+        yield lambda: _seconds(lambda: prefill(model, given[0]))
+        return
+    decoding = Decoding(model, given, (rounds + 2) * workload.steps)
+    try:
+        yield lambda: _seconds(lambda: decoding.advance(workload.steps))
+    finally:
+        decoding.close()
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def _greedy(tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)

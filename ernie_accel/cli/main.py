@@ -28,6 +28,7 @@ __all__ = ["main"]
 COMMANDS = {
     "generate": "continue a prompt, or answer it with --chat",
     "chat": "talk to a model in the terminal",
+    "bench": "measure how fast a model runs here",
     "info": "say what a checkpoint holds, from its headers",
     "doctor": "say what this machine offers, and why",
 }

@@ -14,9 +14,10 @@ __all__ = ["add_model_arguments", "add_sampling_arguments", "load_model", "sampl
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``Model.load`` takes."""
-    parser.add_argument("model", metavar="MODEL", help="directory or hub id of a checkpoint")
+def add_model_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add what ``Model.load`` takes; ``optional`` leaves out that there must be a model."""
+    nargs = "?" if optional else None
+    parser.add_argument("model", metavar="MODEL", nargs=nargs, help="directory or hub id of a checkpoint")
     group = parser.add_argument_group("model")
     group.add_argument(
         "--backend", default="auto", help="what computes; see ernie-accel doctor (default: auto)"
@@ -40,7 +41,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-progress", action="store_true", help="show no bar while loading")
 
 
-def load_model(args: argparse.Namespace) -> Model:
+def load_model(args: argparse.Namespace, *, max_batch: int | None = None) -> Model:
     """Load the model that the arguments name."""
     from ernie_accel.model import Model
 
@@ -51,6 +52,7 @@ def load_model(args: argparse.Namespace) -> Model:
         kv_precision=args.kv_precision,
         threads=args.threads,
         max_context=args.max_context,
+        max_batch=max_batch,
         memory_limit=args.memory_limit,
         revision=args.revision,
         cache_dir=args.cache_dir,
