@@ -42,16 +42,28 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     made.add_argument("--shape", default="0.3B", choices=("0.3B", "21B-A3B"))
-    made.add_argument("--prefill", type=int, nargs="+", default=[], metavar="TOKENS", help="lengths of a prompt")
-    made.add_argument("--decode", type=int, nargs="+", default=[], metavar="TOKENS", help="contexts to decode at")
-    made.add_argument("--batch", type=int, nargs="+", default=[1], help="sequences decoded together (default: 1)")
     made.add_argument(
-        "--engines", nargs="+", choices=ENGINES, metavar="ENGINE", help=f"of {', '.join(ENGINES)} (default: most)"
+        "--prefill", type=int, nargs="+", default=[], metavar="TOKENS", help="lengths of a prompt"
+    )
+    made.add_argument(
+        "--decode", type=int, nargs="+", default=[], metavar="TOKENS", help="contexts to decode at"
+    )
+    made.add_argument(
+        "--batch", type=int, nargs="+", default=[1], help="sequences decoded together (default: 1)"
+    )
+    made.add_argument(
+        "--engines",
+        nargs="+",
+        choices=ENGINES,
+        metavar="ENGINE",
+        help=f"of {', '.join(ENGINES)} (default: most)",
     )
     made.add_argument("--threads", type=int, default=2, help="of each engine (default: 2)")
     made.add_argument("--rounds", type=int, default=7, help="default: 7")
     made.add_argument(
-        "--one-at-a-time", action="store_true", help="load each engine anew in each round: for models of which two do not fit"
+        "--one-at-a-time",
+        action="store_true",
+        help="load each engine anew in each round: for models of which two do not fit",
     )
     made.add_argument(
         "--no-save",

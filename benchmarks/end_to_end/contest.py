@@ -79,7 +79,11 @@ def contestant(name: str, settings: dict[str, Any]) -> Iterator[Contestant]:
 
 
 def together(
-    start: Start, names: Sequence[str], workloads: Sequence[Workload], rounds: int, ceiling: Callable[[], float]
+    start: Start,
+    names: Sequence[str],
+    workloads: Sequence[Workload],
+    rounds: int,
+    ceiling: Callable[[], float],
 ) -> Iterator[tuple[Workload, dict[str, Values], list[float]]]:
     """Load all engines, then let them take turns on one workload after the other.
 
@@ -99,7 +103,11 @@ def together(
 
 
 def one_at_a_time(
-    start: Start, names: Sequence[str], workloads: Sequence[Workload], rounds: int, ceiling: Callable[[], float]
+    start: Start,
+    names: Sequence[str],
+    workloads: Sequence[Workload],
+    rounds: int,
+    ceiling: Callable[[], float],
 ) -> Iterator[tuple[Workload, dict[str, Values], list[float]]]:
     """Load each engine anew in each round, for all workloads in turn, so that one model at a time is in memory."""
     values = {workload: {name: Values() for name in names} for workload in workloads}

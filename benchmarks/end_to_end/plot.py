@@ -18,7 +18,10 @@ def plot(result: dict[str, Any], title: str) -> str:
     names = sorted(result["engines"], key=lambda name: result["engines"][name]["tokens_per_second"]["median"])
     rates = [result["engines"][name]["tokens_per_second"] for name in names]
     medians = [rate["median"] for rate in rates]
-    spread = [[rate["median"] - rate["low"] for rate in rates], [rate["high"] - rate["median"] for rate in rates]]
+    spread = [
+        [rate["median"] - rate["low"] for rate in rates],
+        [rate["high"] - rate["median"] for rate in rates],
+    ]
     # The same figures give the same file: fixed identifiers, no date, letters as text.
     with matplotlib.rc_context({"svg.hashsalt": "ernie_accel", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(7.2, 0.9 + 0.32 * len(names)), layout="constrained")
@@ -33,7 +36,12 @@ def plot(result: dict[str, Any], title: str) -> str:
         )
         for row, (rate, value) in enumerate(zip(rates, medians, strict=True)):
             axes.annotate(
-                f"{value:.0f}", (rate["high"], row), (4, 0), textcoords="offset points", va="center", color=INK
+                f"{value:.0f}",
+                (rate["high"], row),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
             )
         axes.set_xlim(0, max(rate["high"] for rate in rates) * 1.1)
         axes.set_title(title, fontsize=10)

@@ -49,7 +49,9 @@ def table(result: Result, language: str = "en") -> str:
     ours = [name for name in result["engines"] if ENGINES[name].ours and len(result["engines"]) > 1]
     engine, speed, spread, share, ratio = HEADERS[language]
     shares = any("bandwidth_share" in made for made in result["engines"].values())
-    titles = [ratio.format(ours=result["engines"][name]["title"].removeprefix("ernie_accel ")) for name in ours]
+    titles = [
+        ratio.format(ours=result["engines"][name]["title"].removeprefix("ernie_accel ")) for name in ours
+    ]
     columns = [engine, speed, spread, *([share] if shares else []), *titles]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, made in result["engines"].items():

@@ -19,7 +19,12 @@ Result = dict[str, Any]
 
 
 def report(
-    command: str, shape: str, threads: int, workload: Workload, values: Mapping[str, Values], ceilings: Sequence[float]
+    command: str,
+    shape: str,
+    threads: int,
+    workload: Workload,
+    values: Mapping[str, Values],
+    ceilings: Sequence[float],
 ) -> Result:
     """Return what is written as JSON. Ratios are taken within rounds."""
     packages = dict.fromkeys(package for name in values for package in ENGINES[name].distributions)

@@ -26,7 +26,9 @@ def quiet() -> bool:
     """Whether the machine is ours alone; engines that share it with others are slowed unequally."""
     share = busy() or 0.0
     if share > BUSY:
-        print(f"note: others take {share:.0%} of the processors, so the figures will be wrong", file=sys.stderr)
+        print(
+            f"note: others take {share:.0%} of the processors, so the figures will be wrong", file=sys.stderr
+        )
     return share <= BUSY
 
 

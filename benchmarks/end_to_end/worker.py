@@ -64,7 +64,9 @@ def serve(worker: Worker, requests: TextIO, answers: TextIO) -> None:
     for line in requests:
         request = json.loads(line)
         action = {"prepare": worker.prepare, "measure": worker.measure}[request["do"]]
-        print(json.dumps(action(Workload(**request["workload"]), request["rounds"])), file=answers, flush=True)
+        print(
+            json.dumps(action(Workload(**request["workload"]), request["rounds"])), file=answers, flush=True
+        )
 
 
 def main(name: str, settings: str) -> None:

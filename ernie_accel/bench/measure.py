@@ -104,7 +104,12 @@ class Measured:
 
 
 def measure(
-    model: Timed, workload: Workload, vocab_size: int, rounds: int, ceiling: Callable[[], float], profile: bool
+    model: Timed,
+    workload: Workload,
+    vocab_size: int,
+    rounds: int,
+    ceiling: Callable[[], float],
+    profile: bool,
 ) -> Measured:
     """Run a workload once to warm up, then ``rounds`` times, and with ``profile`` once more.
 

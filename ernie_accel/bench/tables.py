@@ -20,7 +20,10 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     """Align rows of cells: the first column to the left, the others to the right. The first row is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -45,7 +48,10 @@ def profile_table(result: Measured) -> str:
     """
     assert result.profile is not None
     decode = result.workload.measures == "decode"
-    rows = [["part", "ms a step", "of the step", "MB a step", "GB/s"] + (["of the read bandwidth"] if decode else [])]
+    rows = [
+        ["part", "ms a step", "of the step", "MB a step", "GB/s"]
+        + (["of the read bandwidth"] if decode else [])
+    ]
     ceiling = summarize(result.ceilings).median
     for part in _parts(result.profile, result.profile_seconds):
         speed = part["bytes"] / part["seconds"] if part["seconds"] else 0.0
@@ -81,6 +87,11 @@ def _parts(profile: StepProfile, seconds: float) -> list[dict[str, Any]]:
     rows.append((OUTSIDE, max(seconds - profile.seconds, 0.0), 0))
     rows.append(("all", max(seconds, profile.seconds), profile.bytes))
     return [
-        {"name": name, "seconds": time / steps, "bytes": size / steps, "share": time / seconds if seconds else 0.0}
+        {
+            "name": name,
+            "seconds": time / steps,
+            "bytes": size / steps,
+            "share": time / seconds if seconds else 0.0,
+        }
         for name, time, size in rows
     ]

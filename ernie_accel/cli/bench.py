@@ -31,11 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prefill", type=int, nargs="*", default=[128, 512], metavar="TOKENS", help="default: 128 512"
     )
-    group.add_argument("--decode", type=int, nargs="*", default=[32], metavar="TOKENS", help="contexts (default: 32)")
     group.add_argument(
-        "--batch", type=int, nargs="+", default=[1, 4, 16], help="sequences decoded together (default: 1 4 16)"
+        "--decode", type=int, nargs="*", default=[32], metavar="TOKENS", help="contexts (default: 32)"
     )
-    group.add_argument("--rounds", type=int, default=5, help="repetitions, of which the median counts (default: 5)")
+    group.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[1, 4, 16],
+        help="sequences decoded together (default: 1 4 16)",
+    )
+    group.add_argument(
+        "--rounds", type=int, default=5, help="repetitions, of which the median counts (default: 5)"
+    )
     parser.add_argument("--profile", action="store_true", help="say where the time of a step goes")
     parser.add_argument("--json", metavar="FILE", help='write everything there, "-" prints it and no table')
 
@@ -94,7 +102,9 @@ def _report(model: Model, args: argparse.Namespace, results: list[Measured]) -> 
 
     info = model.info
     return {
-        "model": {name: getattr(info, name) for name in ("name", "backend", "precision", "kv_precision", "recipe")},
+        "model": {
+            name: getattr(info, name) for name in ("name", "backend", "precision", "kv_precision", "recipe")
+        },
         "threads": _threads(args),
         "instruction_set": doctor().instruction_set,
         "machine": describe(),

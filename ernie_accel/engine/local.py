@@ -96,7 +96,9 @@ class LocalEngine:
         """
         runner = self._runner
         if not isinstance(runner, Profiles) or "profile" not in self.capabilities:
-            raise UnsupportedError(f"backend {self._info.backend!r} does not tell where its time goes; use 'native'")
+            raise UnsupportedError(
+                f"backend {self._info.backend!r} does not tell where its time goes; use 'native'"
+            )
         counted: list[StepProfile] = []
 
         def switch() -> None:

@@ -13,28 +13,36 @@ from benchmarks.end_to_end.publish import PAGES, publish, table
 
 ROOT = Path(__file__).parents[2]
 RESULT: dict[str, Any] = {
-    "command": "scripts/bench decode",
+    "name": "0.3B-decode-32x16",
+    "command": "scripts/bench batch",
     "date": "2026-01-02",
     "machine": {"processor": "P", "cores": "2", "memory": "4.0 GiB", "system": "S", "python": "3.10.0"},
     "versions": {"numpy": "2.0"},
-    "workload": {
-        "name": "decode",
-        "shape": "0.3B",
-        "prompt_tokens": 32,
-        "new_tokens": 65,
-        "measures": "decode",
-    },
+    "shape": "0.3B",
+    "workload": {"measures": "decode", "context": 32, "batch": 16, "steps": 8},
     "threads": 2,
-    "tokens_per_second": {
-        "ours": {"median": 60.0, "low": 50.0, "high": 70.0, "rounds": 3, "values": [50.0, 60.0, 70.0]},
-        "theirs": {"median": 15.0, "low": 10.0, "high": 20.0, "rounds": 3, "values": [20.0, 15.0, 10.0]},
+    "rounds": 3,
+    "read_bandwidth": {"median": 3e10, "low": 2e10, "high": 4e10, "rounds": 3, "values": [2e10, 3e10, 4e10]},
+    "engines": {
+        "ours-int8": {
+            "title": "ernie_accel int8",
+            "tokens_per_second": {"median": 60.0, "low": 50.0, "high": 70.0, "rounds": 3},
+            "step_bytes": 12,
+            "bandwidth_share": {"median": 0.8, "low": 0.7, "high": 0.9, "rounds": 3},
+        },
+        "onnx-int4": {
+            "title": "onnxruntime-genai int4",
+            "tokens_per_second": {"median": 15.0, "low": 10.0, "high": 20.0, "rounds": 3},
+        },
     },
-    "ratio": {"theirs": {"median": 4.0, "low": 2.5, "high": 7.0, "rounds": 3}},
+    "ratio": {"ours-int8": {"onnx-int4": {"median": 4.0, "low": 2.5, "high": 7.0, "rounds": 3}}},
 }
 
 
 def sections(page: Path) -> dict[str, str]:
-    return dict(re.findall(r"<!-- bench (\w+) -->\n(.*?)\n?<!-- end -->", page.read_text("utf-8"), re.DOTALL))
+    return dict(
+        re.findall(r"<!-- bench ([\w.-]+) -->\n(.*?)\n?<!-- end -->", page.read_text("utf-8"), re.DOTALL)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -47,18 +55,41 @@ def test_figures_on_the_page_are_the_committed_ones(page: str) -> None:
 
 def test_table_names_conditions() -> None:
     text = table(RESULT, "en")
-    assert "| theirs | 15.0 | 10.0 – 20.0 | 4.00 (2.50 – 7.00) |" in text
-    assert "`scripts/bench decode` on 2026-01-02" in text
-    assert "2 threads, 3 alternating rounds. P, 2 cores, 4.0 GiB, S, Python 3.10.0; numpy 2.0." in text
+    assert "| engine | tokens/s, median | lowest to highest | of the read bandwidth | int8 ÷ it |" in text
+    assert "| ernie_accel int8 | 60.0 | 50.0 – 70.0 | 80% |  |" in text
+    assert "| onnxruntime-genai int4 | 15.0 | 10.0 – 20.0 |  | 4.00 |" in text
+    assert "`scripts/bench batch` on 2026-01-02: 0.3B shape" in text
+    assert (
+        "decoding at a context of 32, 8 tokens a round, 16 sequences (sum), 2 threads, 3 alternating rounds"
+        in text
+    )
+    assert "30.0 GB/s (20.0 – 40.0). Best of the others: onnxruntime-genai int4." in text
+    assert "16 个序列（合计）" in table(RESULT, "zh")
 
 
-def test_publishing_replaces_what_stood_there(tmp_path: Path) -> None:
+def test_publishing_replaces_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for page in PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
-        (tmp_path / page).write_text("a\n<!-- bench decode -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
+        (tmp_path / page).write_text(
+            "a\n<!-- bench 0.3B-decode-32x16 -->\nold\n<!-- end -->\nb\n", encoding="utf-8"
+        )
     (tmp_path / "benchmarks").mkdir()
-    assert len(publish(RESULT, tmp_path)) == 1 + len(PAGES)
+    monkeypatch.setattr("benchmarks.end_to_end.publish.plot", lambda result, title: f"<svg>{title}</svg>")
+    assert len(publish(RESULT, tmp_path)) == 2 + len(PAGES)
     for page, language in PAGES.items():
-        assert sections(tmp_path / page) == {"decode": table(RESULT, language)}
+        assert sections(tmp_path / page) == {"0.3B-decode-32x16": table(RESULT, language)}
         assert (tmp_path / page).read_text("utf-8").endswith("<!-- end -->\nb\n")
-    assert json.loads((tmp_path / "benchmarks/results/decode.json").read_text("utf-8")) == RESULT
+    assert json.loads((tmp_path / "benchmarks/results/0.3B-decode-32x16.json").read_text("utf-8")) == RESULT
+    picture = (tmp_path / "benchmarks/results/0.3B-decode-32x16.svg").read_text("utf-8")
+    assert "0.3B: decoding at a context of 32" in picture
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks/results").glob("*-*.json")), ids=lambda path: path.stem
+)
+def test_every_result_has_its_plot_and_its_rounds(path: Path) -> None:
+    result = json.loads(path.read_text("utf-8"))
+    assert path.with_suffix(".svg").exists()
+    assert result["name"] == path.stem
+    for made in result["engines"].values():
+        assert len(made["tokens_per_second"]["values"]) == result["rounds"]

@@ -34,8 +34,8 @@ PROJECTIONS = ("gate", "up", "down")
 def gguf_model(shape: str, precision: str) -> Path:
     """Return the file of a shape in ``BF16``, ``Q8_0`` or ``Q4_0``, which is made if it is not there.
 
-    A dense model is quantised by llama.cpp itself, which gives a Q4_0 file an embedding (and head) in Q6_K. Of a mixture
-    of experts a bfloat16 file would be too large, so its Q4_0 blocks are written directly, in the same formats.
+    A dense model is quantised by llama.cpp itself, which gives a Q4_0 file an embedding (and head) in Q6_K. Of a
+    mixture of experts a bfloat16 file would be too large, so its Q4_0 blocks are written directly, in the same formats.
     """
 
     def make(path: Path) -> None:
@@ -56,7 +56,9 @@ def quantise(source: Path, target: Path, precision: str) -> None:
     import llama_cpp
 
     options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[precision]
+    options.ftype = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[
+        precision
+    ]
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), options)
     if failed:
         raise SystemExit(f"error: llama.cpp does not quantise {source} to {precision}")
@@ -88,7 +90,9 @@ def metadata(writer: Any, c: ModelConfig, precision: str) -> None:
     """Sizes and settings, under the names of llama.cpp. There is no vocabulary: token ids go in and out."""
     import gguf
 
-    writer.add_file_type({"BF16": gguf.LlamaFileType.MOSTLY_BF16, "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0}[precision])
+    writer.add_file_type(
+        {"BF16": gguf.LlamaFileType.MOSTLY_BF16, "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0}[precision]
+    )
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(c.vocab_size)
     writer.add_context_length(c.max_position_embeddings)
@@ -119,9 +123,13 @@ def tensors(c: ModelConfig) -> Iterator[tuple[str, list[str]]]:
         yield "output.weight", ["lm_head.weight"]
     for i in range(c.num_hidden_layers):
         ours, theirs = f"model.layers.{i}", f"blk.{i}"
-        yield from ((f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in LAYER.items())
+        yield from (
+            (f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in LAYER.items()
+        )
         if not c.is_moe_layer(i):
-            yield from ((f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in DENSE.items())
+            yield from (
+                (f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in DENSE.items()
+            )
             continue
         yield f"{theirs}.ffn_gate_inp.weight", [f"{ours}.mlp.gate.weight"]
         yield f"{theirs}.exp_probs_b.bias", [f"{ours}.mlp.moe_statics.e_score_correction_bias"]

@@ -53,7 +53,9 @@ def onnx_directory(shape: str, precision: str) -> Path:
         # Level 4 is int8 arithmetic.
         options = ["accuracy_level=4", "block_size=32", "prune_lm_head=true", "hf_token=false"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        subprocess.run([*builder, *files, "--extra_options", *options], check=True, env=environment, stdout=sys.stderr)
+        subprocess.run(
+            [*builder, *files, "--extra_options", *options], check=True, env=environment, stdout=sys.stderr
+        )
         remove(path / "cache")
 
     return cached(f"{shape}-onnx-{precision}", make)

@@ -35,7 +35,9 @@ def openvino_model(shape: str, precision: str) -> Path:
         path.mkdir()
         with synthetic(shape) as checkpoint:
             llama_config(checkpoint.config)
-            openvino.save_model(Graph(checkpoint, precision).model(), path / "model.xml", compress_to_fp16=False)
+            openvino.save_model(
+                Graph(checkpoint, precision).model(), path / "model.xml", compress_to_fp16=False
+            )
 
     return cached(f"{shape}-openvino-{precision}", make)
 
@@ -71,8 +73,12 @@ class Graph:
         for layer in range(self.config.num_hidden_layers):
             prefix = f"model.layers.{layer}"
             x = self.ops.add(x, self.attention(self.norm(x, f"{prefix}.input_layernorm.weight"), layer))
-            x = self.ops.add(x, self.feed_forward(self.norm(x, f"{prefix}.post_attention_layernorm.weight"), prefix))
-        last = self.ops.slice(x, self.int32([-1]), self.int32([np.iinfo(np.int32).max]), self.int32([1]), self.int32([1]))
+            x = self.ops.add(
+                x, self.feed_forward(self.norm(x, f"{prefix}.post_attention_layernorm.weight"), prefix)
+            )
+        last = self.ops.slice(
+            x, self.int32([-1]), self.int32([np.iinfo(np.int32).max]), self.int32([1]), self.int32([1])
+        )
         head = table if self.config.tie_word_embeddings else self.compressed("lm_head.weight", 8)
         logits = self.ops.matmul(self.norm(last, "model.norm.weight"), head, False, True)
         logits.output(0).get_tensor().set_names({"logits"})
@@ -132,7 +138,9 @@ class Graph:
         value = self.heads(self.linear(x, f"{prefix}.v_proj.weight"), c.num_key_value_heads)
         keys = self.grouped(self.remembered(key, f"past_key_values.{layer}.keypresent.{layer}.key"))
         values = self.grouped(self.remembered(value, f"past_key_values.{layer}.valuepresent.{layer}.value"))
-        out = ops.scaled_dot_product_attention(query, keys, values, self.visible, self.float32(c.head_dim**-0.5))
+        out = ops.scaled_dot_product_attention(
+            query, keys, values, self.visible, self.float32(c.head_dim**-0.5)
+        )
         flat = ops.reshape(ops.transpose(out, self.int32([0, 2, 1, 3])), self.int32([0, 0, -1]), True)
         return self.linear(flat, f"{prefix}.o_proj.weight")
 
@@ -158,8 +166,12 @@ class Graph:
         """The cache of all tokens so far, the new ones appended."""
         c, ops = self.config, self.ops
         shape = [-1, c.num_key_value_heads, -1, c.head_dim]
-        empty = ops.concat([self.batch, self.int32([c.num_key_value_heads]), self.int32([0]), self.int32([c.head_dim])], 0)
-        past = ops.read_value(ops.broadcast(self.float32(0), empty), name, self.types.f32, self.partial_shape(shape))
+        empty = ops.concat(
+            [self.batch, self.int32([c.num_key_value_heads]), self.int32([0]), self.int32([c.head_dim])], 0
+        )
+        past = ops.read_value(
+            ops.broadcast(self.float32(0), empty), name, self.types.f32, self.partial_shape(shape)
+        )
         whole = ops.concat([ops.gather(past, self.beams, self.int32(0)), new], -2)
         self.sinks.append(ops.assign(whole, name))
         return whole
@@ -173,7 +185,14 @@ class Graph:
         wide = ops.unsqueeze(x, self.int32(2))
         tokens = self.dimension(x, 2)
         shape = ops.concat(
-            [self.batch, self.int32([c.num_key_value_heads]), self.int32([times]), tokens, self.int32([c.head_dim])], 0
+            [
+                self.batch,
+                self.int32([c.num_key_value_heads]),
+                self.int32([times]),
+                tokens,
+                self.int32([c.head_dim]),
+            ],
+            0,
         )
         return ops.reshape(
             ops.broadcast(wide, shape, broadcast_spec="BIDIRECTIONAL"),
@@ -188,7 +207,11 @@ class Graph:
         c, ops = self.config, self.ops
         inverse = 1.0 / c.rope_theta ** (np.arange(0, c.head_dim, 2) / c.head_dim)
         positions = ops.convert(ops.unsqueeze(self.positions, self.int32(1)), "f32")
-        rows = ops.broadcast(self.float32(inverse[None, :, None]), ops.concat([self.batch, self.int32([1, 1])], 0), broadcast_spec="BIDIRECTIONAL")
+        rows = ops.broadcast(
+            self.float32(inverse[None, :, None]),
+            ops.concat([self.batch, self.int32([1, 1])], 0),
+            broadcast_spec="BIDIRECTIONAL",
+        )
         angles = ops.transpose(ops.matmul(rows, positions, False, False), self.int32([0, 2, 1]))
         both = ops.concat([angles, angles], -1)
         return ops.unsqueeze(ops.cos(both), self.int32(1)), ops.unsqueeze(ops.sin(both), self.int32(1))

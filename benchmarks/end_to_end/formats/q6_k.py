@@ -33,7 +33,9 @@ def _rows(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return _bytes(codes.reshape(-1, 2, 4, 32), factors.astype(np.int8), scale).reshape(len(values), -1)
 
 
-def _bytes(codes: npt.NDArray[np.uint8], factors: npt.NDArray[Any], scale: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _bytes(
+    codes: npt.NDArray[np.uint8], factors: npt.NDArray[Any], scale: npt.NDArray[Any]
+) -> npt.NDArray[np.uint8]:
     """Codes are [blocks, halves, quarters, 32]; quarters 0 and 2, 1 and 3 share a byte's halves."""
     low, high = codes & 15, codes >> 4
     halves = low[:, :, :2] | low[:, :, 2:] << 4

@@ -1,4 +1,4 @@
-"""llama.cpp through the C functions that llama-cpp-python binds: one batch of tokens a call, several sequences in it."""
+"""llama.cpp through the C functions of llama-cpp-python: one batch of tokens a call, several sequences in it."""
 
 from __future__ import annotations
 
@@ -87,19 +87,20 @@ class Llama:
 
 
 def _view(pointer: Any, count: int, dtype: Any) -> npt.NDArray[Any]:
-    return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype))), (count,))
+    return np.ctypeslib.as_array(
+        ctypes.cast(pointer, ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype))), (count,)
+    )
 
 
 def _log_errors_only() -> Any:
     """A callback for llama.cpp's log, which else says a hundred lines about each file."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
     def log(level: int, text: bytes, data: Any) -> None:
         if level == ERROR:
             sys.stderr.write(text.decode(errors="replace"))
 
-    return log
+    return llama_cpp.llama_log_callback(log)
 
 
 def load(setup: Setup) -> Llama:

@@ -1,7 +1,7 @@
 """OpenVINO's CPU plugin on a stateful model, in the setting that was fastest with groups as small as ours.
 
-Activations are quantised in groups of 64 (``DYNAMIC_QUANTIZATION_GROUP_SIZE``), the KV cache holds uint8, everything else
-runs in the precision that the plugin chooses for the processor.
+Activations are quantised in groups of 64 (``DYNAMIC_QUANTIZATION_GROUP_SIZE``), the KV cache holds uint8, everything
+else runs in the precision that the plugin chooses for the processor.
 """
 
 from __future__ import annotations

@@ -78,7 +78,9 @@ def load(setup: Setup) -> Torch:
         if checkpoint.config.moe_num_experts:
             raise SystemExit(f"error: {setup.shape} in {setup.precision} does not fit the memory")
         config = checkpoint.config
-        model = Ernie4_5ForCausalLM(Ernie4_5Config(**{key: getattr(config, key) for key in SHARED_KEYS})).eval()
+        model = Ernie4_5ForCausalLM(
+            Ernie4_5Config(**{key: getattr(config, key) for key in SHARED_KEYS})
+        ).eval()
         copy_weights(model, checkpoint)
     return Torch(model, config, dtype.itemsize)
 

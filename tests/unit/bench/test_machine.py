@@ -5,22 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ernie_accel.backends.registry import available
 from ernie_accel.bench import machine
-from ernie_accel.bench.workload import WORKLOADS, Workload
-
-
-def test_decode_leaves_the_first_token_out() -> None:
-    workload = Workload(shape="0.3B", prompt_tokens=8, new_tokens=11, measures="decode")
-    assert workload.rate(prefill_seconds=4.0, decode_seconds=2.0) == 5.0
-
-
-def test_prefill_counts_the_prompt() -> None:
-    workload = Workload(shape="0.3B", prompt_tokens=8, new_tokens=1, measures="prefill")
-    assert workload.rate(prefill_seconds=4.0, decode_seconds=0.0) == 2.0
-
-
-def test_every_workload_measures_something() -> None:
-    assert all(w.rate(1.0, 1.0) > 0 for w in WORKLOADS.values())
 
 
 def test_machine_is_described() -> None:
@@ -48,3 +34,18 @@ def test_busy_is_the_share_that_was_not_idle(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("time.sleep", lambda seconds: path.write_text(later, encoding="utf-8"))
     assert machine.busy(path=path) == pytest.approx(0.3)
     assert machine.busy(path=tmp_path / "absent") is None
+
+
+@pytest.mark.skipif(not available()["native"].ok, reason="the native backend is not available")
+def test_read_bandwidth_is_bytes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PROBE_BYTES", 1_000_001)
+    assert 1e6 < machine.read_bandwidth(2) < 1e14
+
+
+@pytest.mark.skipif(not available()["native"].ok, reason="the native backend is not available")
+@pytest.mark.parametrize("arguments", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_read_bandwidth_refuses_nothing_to_do(arguments: tuple[int, int, int]) -> None:
+    from ernie_accel import _native
+
+    with pytest.raises(ValueError, match="at least 1"):
+        _native.read_bandwidth(*arguments)
