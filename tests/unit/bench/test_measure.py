@@ -52,7 +52,7 @@ def test_every_round_has_a_rate_and_a_ceiling(model: ea.Model, monkeypatch: pyte
     made = measure(model, DECODE, 100, rounds=3, ceiling=lambda: 7.0, profile=False)
     assert made.rates == [24.0] * 3
     assert made.ceilings == [7.0] * 3
-    assert made.profile is made.step_bytes is made.bandwidth_share is None
+    assert (made.profile, made.step_bytes, made.bandwidth_share) == (None, None, None)
     assert measure(model, PREFILL, 100, rounds=1, ceiling=lambda: 7.0, profile=False).rates == [14.0]
 
 
