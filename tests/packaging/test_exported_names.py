@@ -55,6 +55,7 @@ MODEL = [
     "info",
     "load",
     "logits",
+    "profile",
     "score",
     "stream",
     "stream_chat",
