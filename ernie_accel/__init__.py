@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from ernie_accel.diagnosis import Report, doctor
     from ernie_accel.engine.stream import TokenStream
     from ernie_accel.model import Model
+    from ernie_accel.quant.directory import quantize
+    from ernie_accel.quant.report import QuantizationReport
 
 __all__ = [
     "ArgumentError",
@@ -70,6 +72,7 @@ __all__ = [
     "NativeOptions",
     "Precision",
     "Progress",
+    "QuantizationReport",
     "QueueFullError",
     "Report",
     "SamplingParams",
@@ -84,6 +87,7 @@ __all__ = [
     "backends",
     "doctor",
     "inspect",
+    "quantize",
     "testing",
 ]
 
@@ -94,10 +98,12 @@ __version__ = "0.1.0.dev0"
 _LATER = {
     "Model": "ernie_accel.model",
     "NativeOptions": "ernie_accel.backends.native.backend",
+    "QuantizationReport": "ernie_accel.quant.report",
     "Report": "ernie_accel.diagnosis",
     "TokenStream": "ernie_accel.engine.stream",
     "doctor": "ernie_accel.diagnosis",
     "inspect": "ernie_accel.checkpoint",
+    "quantize": "ernie_accel.quant.directory",
     "testing": "ernie_accel",
 }
 

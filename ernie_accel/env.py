@@ -6,10 +6,11 @@ Variables are read when they are needed, never at import, so that a program may 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from ernie_accel.errors import ArgumentError
 
-__all__ = ["ISA_LEVELS", "isa", "threads"]
+__all__ = ["ISA_LEVELS", "cache", "cache_limit", "isa", "threads"]
 
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 """Instruction-set levels of the native backend, lowest first."""
@@ -32,4 +33,34 @@ def threads() -> int | None:
         return None
     if not value.isdecimal() or int(value) < 1:
         raise ArgumentError(f"ERNIE_ACCEL_THREADS={value!r}: must be a whole number of at least 1")
+    return int(value)
+
+
+def cache() -> Path | None:
+    """``ERNIE_ACCEL_CACHE``: directory of what can be made again, or "off".
+
+    Unset is ``$XDG_CACHE_HOME/ernie_accel``, ``~/.cache/ernie_accel`` without that; None where it is off or there is no
+    home.
+    """
+    value = os.environ.get("ERNIE_ACCEL_CACHE", "").strip()
+    if value.lower() == "off":
+        return None
+    if value:
+        return Path(value).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the specification has relative ones ignored
+        return Path(base) / "ernie_accel"
+    try:
+        return Path.home() / ".cache" / "ernie_accel"
+    except RuntimeError:
+        return None
+
+
+def cache_limit() -> int:
+    """``ERNIE_ACCEL_CACHE_LIMIT``: bytes that cached quantised weights may take together; 4 GiB if unset."""
+    value = os.environ.get("ERNIE_ACCEL_CACHE_LIMIT", "").strip()
+    if not value:
+        return 4 << 30
+    if not value.isdecimal():
+        raise ArgumentError(f"ERNIE_ACCEL_CACHE_LIMIT={value!r}: must be a whole number of bytes")
     return int(value)

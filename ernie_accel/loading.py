@@ -6,11 +6,12 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import LoadOptions, RunnerInfo
+from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend, RunnerInfo
 from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.packed import PackedCheckpoint
 from ernie_accel.engine.defaults import checkpoint_defaults, file_end_ids
 from ernie_accel.engine.local import LocalEngine
 from ernie_accel.engine.request import Engine
@@ -60,11 +61,13 @@ def load(
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
         checkpoint = _open(source, revision, cache_dir, report, stack)
+        options = _settle_precision(checkpoint, backend, options)
         tokenizer = _tokenizer(checkpoint.directory)
         # before the weights, so that a mistake in a small file shows at once
         defaults = checkpoint_defaults(checkpoint.generation_config)
         ends = frozenset(file_end_ids(checkpoint.generation_config) + checkpoint.config.eos_token_ids)
-        runner = backend.open(checkpoint, replace(options, progress=report))
+        options = replace(options, progress=report)
+        runner = backend.open(_prepared(checkpoint, backend, options, tokenizer), options)
         engine = LocalEngine(
             runner,
             decoder=tokenizer.stream if tokenizer else None,
@@ -79,6 +82,37 @@ def load(
             end_ids=ends.union(tokenizer.eos_ids if tokenizer else ()),
             directory=checkpoint.directory,
         )
+
+
+def _prepared(
+    checkpoint: Checkpoint, backend: Backend, options: LoadOptions, tokenizer: Tokenizer | None
+) -> Checkpoint:
+    """Let quantization choose the codes; backends never calibrate."""
+    unquantised = options.precision in ("auto", "int8", "int4") and not hasattr(checkpoint, "precision")
+    if not unquantised or not isinstance(backend, PackingBackend):
+        return checkpoint
+    from ernie_accel.quant.prepare import prepare
+
+    return prepare(checkpoint, backend, options, tokenizer)
+
+
+def _settle_precision(checkpoint: Checkpoint, backend: Backend, options: LoadOptions) -> LoadOptions:
+    """A quantised checkpoint has one precision, and only some backends take it."""
+    if not isinstance(checkpoint, PackedCheckpoint):
+        return options
+    own = cast("Precision", checkpoint.precision)
+    if options.precision not in ("auto", own):
+        raise UnsupportedError(
+            f"precision={options.precision!r}: {checkpoint.directory} is quantized to {own} and holds nothing else; "
+            "leave precision='auto', or load or quantize the checkpoint that it was made of"
+        )
+    registry.check_precision(backend, replace(options, precision=own))
+    if not isinstance(backend, PackingBackend):
+        raise UnsupportedError(
+            f"backend {backend.name!r} takes no quantized directory such as {checkpoint.directory}; use 'native', or "
+            "load the checkpoint that it was made of"
+        )
+    return replace(options, precision=own)
 
 
 def check_options(options: LoadOptions) -> None:

@@ -289,7 +289,7 @@ class ModelInfo:
     Attributes:
         name: Directory name, hub id, or name of the synthetic shape.
         architecture: ``"ernie4_5"`` or ``"ernie4_5_moe"``.
-        layout: ``"pt"``, ``"paddle"`` or ``"synthetic"``.
+        layout: ``"pt"``, ``"paddle"``, ``"packed"`` (by ``ernie_accel.quantize``) or ``"synthetic"``.
         parameters: Number of parameters by class (``embedding``, ``attention``, ``ffn``, ``experts``,
             ``shared_experts``, ``router``, ``norm``, ``head``), set-aside tensors left out.
         bytes: Bytes on disk by the same classes.
@@ -298,7 +298,7 @@ class ModelInfo:
         set_aside: Names of tensors that are not part of the text model (multi-token prediction, a stored copy of a tied
             head, vision).
         files: Weight files, by name.
-        backend, precision, kv_precision, recipe: How it was loaded; None before.
+        backend, precision, kv_precision, recipe: How it was loaded; None before. A packed one has precision and recipe.
     """
 
     name: str
@@ -340,6 +340,7 @@ class ModelInfo:
             ("layout", self.layout),
             ("parameters", _by_class(self.parameters, count)),
             ("bytes", _by_class(self.bytes, size)),
+            ("bits_per_weight", self._bits() if self.layout == "packed" else ""),
             ("dtypes", ", ".join(f"{number} x {dtype}" for dtype, number in self.dtypes.items())),
             *((name, getattr(self, name)) for name in loaded if getattr(self, name) is not None),
             ("derived", "\n".join(self.derived)),
@@ -347,6 +348,10 @@ class ModelInfo:
             ("files", "\n".join(self.files)),
         ]
         return [(name, value) for name, value in rows if value]
+
+    def _bits(self) -> str:
+        each = (f"{name} {8 * self.bytes[name] / number:.2f}" for name, number in self.parameters.items())
+        return f"{8 * self.total_bytes / self.total_parameters:.2f} ({', '.join(each)})"
 
 
 def _by_class(numbers: Mapping[str, int], write: Callable[[int], str]) -> str:

@@ -123,6 +123,16 @@ nb::tuple packed(Model& model, const std::string& name) {
   return nb::make_tuple(precision_name(matrix.view.precision), matrix.view.scale_group, matrix.exact, panels);
 }
 
+// As `packed`, of a matrix that the model gives away.
+nb::tuple take_packed(Model& model, const std::string& name) {
+  auto taken = std::make_unique<PackedMatrix>(model.weights().take(name));
+  PackedMatrix* matrix = taken.get();
+  nb::capsule owner(matrix, [](void* p) noexcept { delete static_cast<PackedMatrix*>(p); });
+  taken.release();
+  const nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> panels(matrix->view.data, {matrix->bytes()}, owner);
+  return nb::make_tuple(precision_name(matrix->view.precision), matrix->view.scale_group, matrix->exact, panels);
+}
+
 void set_packed(Model& model, const std::string& name, const std::string& precision, size_t group,
                 const std::vector<int32_t>& exact, const Panels& panels) {
   model.weights().set_packed(name, precision_from(precision), group, exact, panels.data(), panels.size());
@@ -206,6 +216,7 @@ void bind_model(nb::module_& m) {
            Release())
       .def("matrix_names", [](Model& s) { return s.packed_weights().matrix_names(); })
       .def("packed", &packed, nb::rv_policy::reference_internal, nb::arg("name"))
+      .def("take_packed", &take_packed, nb::arg("name"))
       .def("set_packed", &set_packed, nb::keep_alive<1, 6>(), nb::arg("name"), nb::arg("precision"), nb::arg("group"),
            nb::arg("exact"), nb::arg("panels"))
       .def("finish", &Model::finish, Release())

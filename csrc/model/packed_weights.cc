@@ -68,6 +68,13 @@ const PackedMatrix& Weights::matrix(const std::string& name) const {
   return found;
 }
 
+PackedMatrix Weights::take(const std::string& name) {
+  require(slot(name).to->storage.size() > 0, name, "is not set, or its panels belong to somebody else");
+  PackedMatrix taken = std::move(*slot(name).to);
+  *slot(name).to = PackedMatrix{};
+  return taken;
+}
+
 void Weights::set_packed(const std::string& name, Precision precision, size_t group, std::vector<int32_t> exact,
                          const uint8_t* data, size_t bytes) {
   const Slot& to = slot(name);

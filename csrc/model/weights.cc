@@ -36,13 +36,16 @@ std::vector<SourceRow> alternate_rows(size_t width) {
 }
 
 // The experts of a layer, shared ones too, read one prepared input.
-void check_same_input(const Layer& layer, const FeedForward& added) {
-  const auto differs = [&](const FeedForward& other) {
-    return other.gate_up.bytes() > 0 && (other.gate_up.exact != added.gate_up.exact ||
-                                         other.gate_up.view.precision != added.gate_up.view.precision);
-  };
-  if (layer.moe && (differs(layer.ffn) || std::any_of(layer.experts.begin(), layer.experts.end(), differs)))
+void check_same_input(const FeedForward& one, const FeedForward& other) {
+  if (one.gate_up.bytes() == 0) return;
+  if (one.gate_up.exact != other.gate_up.exact || one.gate_up.view.precision != other.gate_up.view.precision)
     throw std::invalid_argument("the experts of a layer must have the same precision and exact columns in gate and up");
+}
+
+void check_same_input(const Layer& layer, const FeedForward& added) {
+  if (!layer.moe) return;
+  check_same_input(layer.ffn, added);
+  for (const FeedForward& expert : layer.experts) check_same_input(expert, added);
 }
 
 }  // namespace
@@ -172,9 +175,18 @@ void Weights::check_complete() const {
     const std::string at = " of layer " + std::to_string(i);
     need(l.input_norm, "the norms" + at);
     need_matrix(l.qkv, "the attention" + at);
-    if (!l.moe || config_.shared_experts > 0) need_matrix(l.ffn.down, "the feed-forward network" + at);
+    need_matrix(l.o, "the attention" + at);
+    if (!l.moe || config_.shared_experts > 0) {
+      need_matrix(l.ffn.gate_up, "the feed-forward network" + at);
+      need_matrix(l.ffn.down, "the feed-forward network" + at);
+    }
     if (l.moe) need_matrix(l.router, "the router" + at);
-    for (const FeedForward& e : l.experts) need_matrix(e.down, "an expert" + at);
+    for (const FeedForward& e : l.experts) {
+      need_matrix(e.gate_up, "an expert" + at);
+      need_matrix(e.down, "an expert" + at);
+      check_same_input(l.ffn, e);
+      check_same_input(l.experts[0], e);
+    }
   }
 }
 

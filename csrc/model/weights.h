@@ -49,6 +49,8 @@ class Weights {
   // for content: any bytes are numbers.
   void set_packed(const std::string& name, Precision precision, size_t group, std::vector<int32_t> exact,
                   const uint8_t* data, size_t bytes);
+  // Gives a packed matrix away, which is then not set: a file is written layer by layer without holding the model.
+  PackedMatrix take(const std::string& name);
 
   // Throws std::invalid_argument naming what was not set.
   void check_complete() const;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,17 @@ import numpy.typing as npt
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.types import Precision, Progress, TokenLogprob
 
+if TYPE_CHECKING:
+    from ernie_accel.checkpoint.packed import PackedMatrix, Unit
+
 __all__ = [
     "Availability",
     "Backend",
     "Capacity",
     "Footprint",
     "LoadOptions",
+    "Packer",
+    "PackingBackend",
     "PartProfile",
     "Profiles",
     "Runner",
@@ -283,4 +288,30 @@ class Backend(Protocol):
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> Runner:
         """Load the weights. The checkpoint may be closed afterwards."""
+        ...
+
+
+class Packer(Protocol):
+    """Packs the matrices of one checkpoint, unit by unit, without holding more than a unit in memory."""
+
+    @property
+    def recipe(self) -> str:
+        """How the codes were chosen, one sentence."""
+        ...
+
+    def pack(self, unit: Unit) -> list[PackedMatrix]:
+        """Return the packed matrices of a unit, in its order. Raises CheckpointError if a tensor does not fit."""
+        ...
+
+
+@runtime_checkable
+class PackingBackend(Protocol):
+    """What a Backend offers besides, if it loads quantised matrices and directories of packed weights.
+
+    Such a backend takes a ``QuantisedCheckpoint`` and a ``PackedCheckpoint`` in ``open``, and its ``precisions`` begin
+    with what ``"auto"`` means.
+    """
+
+    def packer(self, checkpoint: Checkpoint, options: LoadOptions) -> Packer:
+        """Pack for ``options.precision``: a ``QuantisedCheckpoint`` as it is, any other by nearest rounding."""
         ...

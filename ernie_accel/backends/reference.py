@@ -119,7 +119,15 @@ class WeightReader:
 
     def __call__(self, name: str) -> Array:
         """Return one tensor by its name."""
-        array = to_float32(self._checkpoint.tensor(name))
+        return self._counted(to_float32(self._checkpoint.tensor(name)))
+
+    def matrix(self, name: str) -> Array:
+        """Return one matrix that is multiplied; of a ``QuantisedCheckpoint`` what its codes stand for."""
+        if not hasattr(self._checkpoint, "matrix"):
+            return self(name)
+        return self._counted(self._checkpoint.matrix(name).to_float32())
+
+    def _counted(self, array: Array) -> Array:
         self._done += array.nbytes
         if self._progress is not None:
             self._progress("load", self._done, self._total)
@@ -127,7 +135,7 @@ class WeightReader:
 
     def ffn(self, prefix: str) -> Ffn:
         """Return a SwiGLU block."""
-        return Ffn(*(self(f"{prefix}.{part}_proj.weight") for part in ("gate", "up", "down")))
+        return Ffn(*(self.matrix(f"{prefix}.{part}_proj.weight") for part in ("gate", "up", "down")))
 
     def moe(self, prefix: str, config: ModelConfig) -> Moe:
         """Return a mixture of experts."""
@@ -143,7 +151,7 @@ class WeightReader:
     def layer(self, index: int, config: ModelConfig) -> Layer:
         """Return one decoder layer."""
         prefix = f"model.layers.{index}"
-        q, k, v, o = (self(f"{prefix}.self_attn.{part}_proj.weight") for part in "qkvo")
+        q, k, v, o = (self.matrix(f"{prefix}.self_attn.{part}_proj.weight") for part in "qkvo")
         moe = config.is_moe_layer(index)
         return Layer(
             input_norm=self(f"{prefix}.input_layernorm.weight"),
@@ -157,9 +165,10 @@ class WeightReader:
 
     def model(self, config: ModelConfig) -> Weights:
         """Return everything."""
-        embedding = self("model.embed_tokens.weight")
+        tied = config.tie_word_embeddings
+        embedding = (self.matrix if tied else self)("model.embed_tokens.weight")
         layers = tuple(self.layer(i, config) for i in range(config.num_hidden_layers))
-        head = embedding if config.tie_word_embeddings else self("lm_head.weight")
+        head = embedding if tied else self.matrix("lm_head.weight")
         return Weights(embedding, layers, self("model.norm.weight"), head)
 
 

@@ -6,6 +6,7 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,16 @@ import numpy.typing as npt
 
 from ernie_accel.architecture import ROLES, ModelConfig
 from ernie_accel.checkpoint.base import Tensor
-from ernie_accel.checkpoint.files import CONFIG_NAME, find_config, find_weights, refuse_pickle
+from ernie_accel.checkpoint.files import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    find_config,
+    find_weights,
+    name_some,
+    refuse_pickle,
+)
 from ernie_accel.checkpoint.headers import DTYPE_BITS
+from ernie_accel.checkpoint.packed import WEIGHTS_NAME, PackedCheckpoint
 from ernie_accel.checkpoint.plan import STORED_DTYPES, Placed, Plan, make_plan
 from ernie_accel.closing import Closing
 from ernie_accel.errors import ArgumentError, CheckpointError, ClosedError
@@ -40,24 +49,35 @@ class _Headers(NamedTuple):
     info: ModelInfo
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> DirectoryCheckpoint:
-    """Open a directory with an ERNIE 4.5 text checkpoint, ``-PT`` or ``-Paddle``, in one file or in shards.
+def open_checkpoint(path: str | os.PathLike[str]) -> DirectoryCheckpoint | PackedCheckpoint:
+    """Open a directory with an ERNIE 4.5 text checkpoint: ``-PT`` or ``-Paddle``, in one file or in shards, or packed
+    by ``ernie_accel.quantize``.
 
     Every name, shape, dtype and offset is checked here; the bytes of tensors are touched when they are used.
 
     Raises:
         CheckpointError: Anything is missing, damaged or contradictory; the message names file and tensor.
-        UnsupportedCheckpointError: It is of a kind that this version does not run (quantized, vision, a pickle).
+        UnsupportedCheckpointError: It is of a kind that this version does not run (quantized by other programs, vision,
+            a pickle).
     """
-    return DirectoryCheckpoint(_read_headers(path))
+    directory, config, generation = _read_settings(path)
+    if not (directory / WEIGHTS_NAME).exists():
+        return DirectoryCheckpoint(_read_headers(directory, config, generation))
+    _refuse_second_weights(directory)
+    packed = PackedCheckpoint(
+        directory / WEIGHTS_NAME, config, directory=directory, generation_config=generation
+    )
+    packed.info = replace(packed.info, name=_display_name(directory.resolve()))
+    return packed
 
 
 def inspect(path: str | os.PathLike[str]) -> ModelInfo:
     """Say what a checkpoint directory holds, from its headers alone. Raises as ``open_checkpoint`` does."""
-    return _read_headers(path).info
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.info
 
 
-def _read_headers(source: str | os.PathLike[str]) -> _Headers:
+def _read_settings(source: str | os.PathLike[str]) -> tuple[Path, ModelConfig, Mapping[str, Any]]:
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentError(f"path={source!r}: must be the path of a checkpoint directory")
     path = Path(source)
@@ -70,6 +90,21 @@ def _read_headers(source: str | os.PathLike[str]) -> _Headers:
     try:
         config = ModelConfig.from_dict(find_config(path), source=str(path / CONFIG_NAME))
         generation = find_config(path, GENERATION_NAME) if (path / GENERATION_NAME).exists() else {}
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return path, config, generation
+
+
+def _refuse_second_weights(directory: Path) -> None:
+    others = [item.name for item in directory.iterdir() if item.name.endswith((".safetensors", INDEX_NAME))]
+    if others:
+        raise CheckpointError(
+            f"{directory}: holds {WEIGHTS_NAME} and {name_some(others)}, which both give the weights: remove one"
+        )
+
+
+def _read_headers(path: Path, config: ModelConfig, generation: Mapping[str, Any]) -> _Headers:
+    try:
         weights = find_weights(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -29,6 +29,7 @@ COMMANDS = {
     "generate": "continue a prompt, or answer it with --chat",
     "chat": "talk to a model in the terminal",
     "bench": "measure how fast a model runs here",
+    "quantize": "write a directory of int8 or int4 weights that loads at once",
     "info": "say what a checkpoint holds, from its headers",
     "doctor": "say what this machine offers, and why",
 }

@@ -84,6 +84,11 @@ class SyntheticCheckpoint(Closing):
         self._specs = tensor_specs(config)
         self.info = self._describe(name)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that its tensors depend on; equal ones are equal checkpoints."""
+        return {"config": self.config.to_dict(), "seed": self.seed, "dtype": self._dtype}
+
     def _describe(self, name: str) -> ModelInfo:
         parameters: Counter[str] = Counter()
         size: Counter[str] = Counter()

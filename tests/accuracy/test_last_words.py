@@ -22,7 +22,9 @@ def write(folder: Path, *lines: str) -> Path:
 
 
 def test_a_passage_ends_before_the_last_word_of_a_sentence(tmp_path: Path) -> None:
-    data = write(tmp_path, f"{FILLER} , a harbour , an old @-@ fashioned inn . He left the harbour . Then nobody came")
+    data = write(
+        tmp_path, f"{FILLER} , a harbour , an old @-@ fashioned inn . He left the harbour . Then nobody came"
+    )
     (passage,) = texts.passages(data, 1)
     assert passage.word == "harbour"
     assert passage.context.endswith("ten, a harbour, an old-fashioned inn. He left the")

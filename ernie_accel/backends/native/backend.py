@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ernie_accel import env, system
@@ -17,7 +17,9 @@ from ernie_accel.errors import ArgumentError, CapacityError, UnsupportedError
 if TYPE_CHECKING:
     from ernie_accel import _native
     from ernie_accel.architecture.config import ModelConfig
+    from ernie_accel.backends.native.packing import NativePacker
     from ernie_accel.backends.native.runner import NativeRunner
+    from ernie_accel.checkpoint.quantised import ActivationGroups
 
 __all__ = ["NativeBackend", "NativeOptions"]
 
@@ -94,16 +96,35 @@ class NativeBackend:
         from ernie_accel.backends.native.loader import load_weights
         from ernie_accel.backends.native.runner import NativeRunner
 
+        options = _settle_precision(checkpoint, options)
         self._check(options)
         native_options = _native_options(options)
         choice = choose_isa(native_options.isa)
         config = checkpoint.config
         sizes = _sizes(config, options, native_options)
+        _set_groups(sizes, checkpoint)
         threads = _threads(options)
         sizes.max_pages = _pages(config, options, sizes, threads)
         model = translate(lambda: _native.Model(sizes, choice.isa, threads))
         load_weights(model, checkpoint, options.progress)
-        return NativeRunner(model, _info(config, options, sizes, choice.isa, threads, model.weight_bytes))
+        recipe = getattr(checkpoint, "recipe", None) or _recipe(_precision(options), sizes)
+        return NativeRunner(
+            model, _info(config, options, sizes, choice.isa, threads, model.weight_bytes, recipe)
+        )
+
+    def packer(self, checkpoint: Checkpoint, options: LoadOptions) -> NativePacker:
+        """Pack for a file; see ``ernie_accel.backends.base.PackingBackend``."""
+        from ernie_accel import _native
+        from ernie_accel.backends.native.packing import NativePacker
+
+        options = _settle_precision(checkpoint, options)
+        self._check(options)
+        sizes = _sizes(checkpoint.config, options, _native_options(options))
+        _set_groups(sizes, checkpoint)
+        sizes.max_pages = 1
+        model = translate(lambda: _native.Model(sizes, choose_isa().isa, _threads(options)))
+        recipe = getattr(checkpoint, "recipe", None) or _recipe(_precision(options), sizes)
+        return NativePacker(model, checkpoint, recipe)
 
     def _check(self, options: LoadOptions) -> None:
         check_precision(self, options)
@@ -126,6 +147,25 @@ def _native_options(options: LoadOptions) -> NativeOptions:
     if not isinstance(given, NativeOptions):
         raise ArgumentError(f"backend_options={given!r}: backend 'native' takes NativeOptions")
     return given
+
+
+def _settle_precision(checkpoint: Checkpoint, options: LoadOptions) -> LoadOptions:
+    """Take the precision of a checkpoint that has one: its matrices are codes or packed."""
+    own = getattr(checkpoint, "precision", None)
+    if own is None:
+        return options
+    if options.precision not in ("auto", own):
+        raise UnsupportedError(
+            f"precision={options.precision!r}: {checkpoint.info.name} is quantized to {own} and holds nothing else; "
+            "leave precision='auto', or quantize the original checkpoint again"
+        )
+    return replace(options, precision=own)
+
+
+def _set_groups(sizes: _native.Config, checkpoint: Checkpoint) -> None:
+    groups: ActivationGroups | None = getattr(checkpoint, "activations", None)
+    if groups is not None:
+        sizes.group, sizes.down_group, sizes.head_group = groups.body, groups.down, groups.head
 
 
 def _precision(options: LoadOptions) -> str:
@@ -227,10 +267,11 @@ def _info(
     isa: str,
     threads: int,
     weight_bytes: int,
+    recipe: str,
 ) -> RunnerInfo:
     details: dict[str, Any] = {"isa": isa, "threads": threads, "weight_bytes": weight_bytes}
     if _precision(options) in ("int8", "int4"):
-        details["recipe"] = _recipe(_precision(options), sizes)
+        details["recipe"] = recipe
     return RunnerInfo(
         backend="native",
         vocab_size=config.vocab_size,

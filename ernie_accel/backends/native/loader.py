@@ -1,52 +1,82 @@
-"""Hands a checkpoint's tensors to the extension module, which packs them one by one."""
+"""Hands a checkpoint's tensors to the extension module, which packs them one by one or maps what is packed already."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.packed import PackedCheckpoint, units
 from ernie_accel.errors import CapacityError, CheckpointError
 from ernie_accel.types import Progress
 
 if TYPE_CHECKING:
     from ernie_accel import _native
+    from ernie_accel.checkpoint.quantised import QuantisedCheckpoint, QuantisedMatrix
 
-__all__ = ["load_weights"]
+__all__ = ["TensorSource", "load_layer", "load_weights", "set_embedding", "set_head"]
 
 
-class _Source:
-    """Reads tensors by name and counts the bytes that were read."""
+class TensorSource:
+    """Reads tensors by name and counts the bytes that were read; matrices are codes where the checkpoint has them."""
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
+        self.config = checkpoint.config
         self._checkpoint = checkpoint
+        quantised = hasattr(checkpoint, "matrix")
+        self._quantised = cast("QuantisedCheckpoint", checkpoint) if quantised else None
         self._progress = progress
         self._done = 0
         self._total = checkpoint.info.total_bytes
 
     def __call__(self, name: str) -> _native.Tensor:
+        """Return a tensor that is never quantised."""
         from ernie_accel import _native
 
         tensor = self._checkpoint.tensor(name)
         self._done += tensor.data.nbytes
         return _native.Tensor(tensor.data, tensor.dtype)
 
+    def matrix(self, name: str) -> _native.Tensor:
+        """Return a matrix that is multiplied."""
+        if self._quantised is None:
+            return self(name)
+        matrix = self._quantised.matrix(name)
+        self._done += matrix.codes.nbytes
+        return _codes(matrix)
+
     def report(self) -> None:
+        """Say how far it is."""
         if self._progress is not None:
             self._progress("load", min(self._done, self._total), self._total)
 
 
+def _codes(matrix: QuantisedMatrix) -> _native.Tensor:
+    from ernie_accel import _native
+
+    return _native.Tensor.quantised(
+        matrix.bits,
+        matrix.group,
+        matrix.codes,
+        matrix.scales,
+        matrix.subs,
+        matrix.exact,
+        matrix.exact_weights,
+    )
+
+
 def load_weights(model: _native.Model, checkpoint: Checkpoint, progress: Progress | None) -> None:
-    """Pack every tensor of the text model. ``progress`` counts stored bytes.
+    """Set every weight of the text model. ``progress`` counts stored bytes.
 
     Raises:
         CheckpointError: A tensor is missing or has the wrong shape.
         CapacityError: The system has no memory left.
     """
-    source = _Source(checkpoint, progress)
+    source = TensorSource(checkpoint, progress)
     try:
-        _load_ends(model, checkpoint, source)
-        for layer in range(checkpoint.config.num_hidden_layers):
-            _load_layer(model, checkpoint, source, layer)
+        if isinstance(checkpoint, PackedCheckpoint):
+            _map_packed(model, checkpoint, source)
+        else:
+            _pack_all(model, source)
         model.finish()
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.info.name}: {error}") from error
@@ -56,46 +86,77 @@ def load_weights(model: _native.Model, checkpoint: Checkpoint, progress: Progres
         ) from error
 
 
-def _load_ends(model: _native.Model, checkpoint: Checkpoint, source: _Source) -> None:
-    embedding = source("model.embed_tokens.weight")
-    if checkpoint.config.tie_word_embeddings:
-        model.set_head(embedding)
-    else:
-        model.set_embedding(embedding)
-        model.set_head(source("lm_head.weight"))
+def _pack_all(model: _native.Model, source: TensorSource) -> None:
+    if not source.config.tie_word_embeddings:
+        set_embedding(model, source)
+    set_head(model, source)
     model.set_final_norm(source("model.norm.weight"))
     source.report()
+    for layer in range(source.config.num_hidden_layers):
+        _set_norms(model, source, layer)
+        load_layer(model, source, layer)
 
 
-def _load_layer(model: _native.Model, checkpoint: Checkpoint, source: _Source, layer: int) -> None:
+def _map_packed(model: _native.Model, checkpoint: PackedCheckpoint, source: TensorSource) -> None:
+    """Let the model read the panels where the file is mapped; norms and routers, which are small, are copied."""
+    for unit in units(checkpoint.config):
+        for slot in unit.slots:
+            name, precision, group, exact, panels = checkpoint.packed(slot.name)
+            model.set_packed(name, precision, group, list(exact), panels)
+        if unit.layer is not None:
+            _set_norms(model, source, unit.layer)
+            if checkpoint.config.is_moe_layer(unit.layer):
+                _set_router(model, source, unit.layer)
+    model.set_final_norm(source("model.norm.weight"))
+
+
+def set_embedding(model: _native.Model, source: TensorSource) -> None:
+    """Pack the embedding of a model whose head is another matrix."""
+    model.set_embedding(source("model.embed_tokens.weight"))
+
+
+def set_head(model: _native.Model, source: TensorSource) -> None:
+    """Pack the vocabulary head."""
+    tied = source.config.tie_word_embeddings
+    model.set_head(source.matrix("model.embed_tokens.weight" if tied else "lm_head.weight"))
+
+
+def load_layer(model: _native.Model, source: TensorSource, layer: int) -> None:
+    """Pack the matrices of a layer."""
     prefix = f"model.layers.{layer}"
-    model.set_norms(
-        layer, source(f"{prefix}.input_layernorm.weight"), source(f"{prefix}.post_attention_layernorm.weight")
-    )
-    q, k, v, o = (source(f"{prefix}.self_attn.{part}_proj.weight") for part in "qkvo")
+    q, k, v, o = (source.matrix(f"{prefix}.self_attn.{part}_proj.weight") for part in "qkvo")
     model.set_attention(layer, q, k, v, o)
     source.report()
-    if checkpoint.config.is_moe_layer(layer):
-        _load_experts(model, checkpoint, source, layer, f"{prefix}.mlp")
+    if source.config.is_moe_layer(layer):
+        _load_experts(model, source, layer, f"{prefix}.mlp")
     else:
         model.set_ffn(layer, *_ffn(source, f"{prefix}.mlp"))
     source.report()
 
 
-def _load_experts(
-    model: _native.Model, checkpoint: Checkpoint, source: _Source, layer: int, prefix: str
-) -> None:
-    config = checkpoint.config
+def _set_norms(model: _native.Model, source: TensorSource, layer: int) -> None:
+    prefix = f"model.layers.{layer}"
+    model.set_norms(
+        layer, source(f"{prefix}.input_layernorm.weight"), source(f"{prefix}.post_attention_layernorm.weight")
+    )
+
+
+def _set_router(model: _native.Model, source: TensorSource, layer: int) -> None:
+    prefix = f"model.layers.{layer}.mlp"
     model.set_router(
         layer, source(f"{prefix}.gate.weight"), source(f"{prefix}.moe_statics.e_score_correction_bias")
     )
-    for expert in range(config.moe_num_experts):
+
+
+def _load_experts(model: _native.Model, source: TensorSource, layer: int, prefix: str) -> None:
+    _set_router(model, source, layer)
+    for expert in range(source.config.moe_num_experts):
         model.set_expert(layer, expert, *_ffn(source, f"{prefix}.experts.{expert}"))
         source.report()
-    if config.moe_num_shared_experts:
+    if source.config.moe_num_shared_experts:
         model.set_ffn(layer, *_ffn(source, f"{prefix}.shared_experts"))
 
 
-def _ffn(source: _Source, prefix: str) -> tuple[_native.Tensor, _native.Tensor, _native.Tensor]:
-    gate, up, down = (source(f"{prefix}.{part}_proj.weight") for part in ("gate", "up", "down"))
+def _ffn(source: TensorSource, prefix: str) -> tuple[_native.Tensor, _native.Tensor, _native.Tensor]:
+    gate, up, down = (source.matrix(f"{prefix}.{part}_proj.weight") for part in ("gate", "up", "down"))
     return gate, up, down

@@ -1,0 +1,311 @@
+"""Writing a directory of packed weights, unit by unit, so that it can be interrupted and resumed.
+
+Everything is written to ``<target>.partial`` beside the target. ``journal.jsonl`` there has one line for what is being
+made and one for each unit that is complete and on disk; the directory takes its name when all of it is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ernie_accel.checkpoint.packed.header import (
+    DATA_START,
+    FORMAT,
+    WEIGHTS_NAME,
+    MatrixEntry,
+    PackedHeader,
+    TensorEntry,
+    encode_header,
+    write_preamble,
+)
+from ernie_accel.checkpoint.packed.layout import ALIGNMENT, PackedMatrix
+from ernie_accel.checkpoint.quantised import ActivationGroups
+from ernie_accel.closing import Closing
+from ernie_accel.errors import ArgumentError, CheckpointError
+
+__all__ = ["PackedWriter", "partial_path"]
+
+JOURNAL_NAME = "journal.jsonl"
+
+
+def partial_path(target: Path) -> Path:
+    """Where an unfinished directory lies."""
+    return target.with_name(f"{target.name}.partial")
+
+
+class PackedWriter(Closing):
+    """Begins a directory of packed weights, or goes on with one that was interrupted.
+
+    ``add`` each unit that is not in ``done``, then ``seal``, then ``publish``. Closing before keeps the finished units
+    for the next time, unless there are none; a disk that refuses leaves nothing behind.
+
+    Attributes:
+        directory: Where it is written until it is published.
+        done: Names of the units that are finished, by this run or an interrupted one.
+        notes: What was noted with each of them.
+    """
+
+    def __init__(self, target: Path, identity: Mapping[str, Any]) -> None:
+        """Take the target's place; ``identity`` is all that the bytes depend on, as JSON has it.
+
+        Raises:
+            ArgumentError: The target exists and is not an empty directory, an interrupted run made something else, or
+                another process is writing it.
+            CheckpointError: The disk refuses.
+        """
+        self.target = target
+        self.directory = partial_path(target)
+        self._identity: dict[str, Any] = {"format": FORMAT, **identity}
+        self._matrices: list[MatrixEntry] = []
+        self._tensors: list[TensorEntry] = []
+        self._end = DATA_START
+        self._data: BinaryIO | None = None
+        self._journal: BinaryIO | None = None
+        self._published = False
+        self.done: set[str] = set()
+        self.notes: dict[str, Mapping[str, Any]] = {}
+        check_target(target)
+        with self._writing():
+            self._open()
+
+    def _open(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._journal = (self.directory / JOURNAL_NAME).open("a+b")
+        _lock(self._journal, self.directory)
+        lines, length = _complete_lines(self._read_journal())
+        self._journal.truncate(length)
+        if lines and lines[0] != self._identity:
+            raise ArgumentError(
+                f"{self.directory}: holds an unfinished directory that was made from another source or with other "
+                "settings: remove it, or use the same ones to finish it"
+            )
+        if not lines:
+            self._note(self._identity)
+        for line in lines[1:]:
+            self._resume(line)
+        path = self.directory / WEIGHTS_NAME
+        path.touch()
+        self._data = path.open("r+b")
+        if os.fstat(self._data.fileno()).st_size < self._end and self.done:
+            raise CheckpointError(
+                f"{path}: is shorter than {JOURNAL_NAME} beside it says: remove {self.directory}"
+            )
+        self._data.truncate(self._end)
+
+    def _read_journal(self) -> bytes:
+        assert self._journal is not None
+        self._journal.seek(0)
+        return self._journal.read()
+
+    def _resume(self, line: Mapping[str, Any]) -> None:
+        self._matrices += [MatrixEntry(**{**e, "exact": tuple(e["exact"])}) for e in line["matrices"]]
+        self._tensors += [TensorEntry(**{**e, "shape": tuple(e["shape"])}) for e in line["tensors"]]
+        self._end = line["end"]
+        self.done.add(line["unit"])
+        self.notes[line["unit"]] = line["note"]
+
+    def add(
+        self,
+        unit: str,
+        matrices: Iterable[PackedMatrix],
+        tensors: Mapping[str, npt.NDArray[np.float32]],
+        note: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a unit; when this returns, it is on disk. ``note`` is kept with it for a run that goes on."""
+        matrix_entries, tensor_entries = [], []
+        with self._writing():
+            for matrix in matrices:
+                place = self._write(matrix.panels)
+                matrix_entries.append(
+                    MatrixEntry(matrix.name, matrix.precision, matrix.group, matrix.exact, *place)
+                )
+            for name, values in tensors.items():
+                place = self._write(np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8))
+                tensor_entries.append(TensorEntry(name, values.shape, *place))
+            data = self._opened()
+            data.flush()
+            os.fsync(data.fileno())
+            self._note(
+                {
+                    "unit": unit,
+                    "end": self._end,
+                    "note": dict(note or {}),
+                    "matrices": [entry._asdict() for entry in matrix_entries],
+                    "tensors": [entry._asdict() for entry in tensor_entries],
+                }
+            )
+        self._matrices += matrix_entries
+        self._tensors += tensor_entries
+        self.done.add(unit)
+        self.notes[unit] = dict(note or {})
+
+    def read_matrix(self, name: str) -> PackedMatrix:
+        """Return a matrix that was written."""
+        entry = next(entry for entry in self._matrices if entry.name == name)
+        return PackedMatrix(name, entry.precision, entry.group, entry.exact, self._read(entry))
+
+    def read_tensor(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a tensor that was written."""
+        entry = next(entry for entry in self._tensors if entry.name == name)
+        return self._read(entry).view("<f4").reshape(entry.shape)
+
+    def _read(self, entry: MatrixEntry | TensorEntry) -> npt.NDArray[np.uint8]:
+        with self._writing():
+            data = self._opened()
+            data.flush()
+            data.seek(entry.offset)
+            found = np.frombuffer(data.read(entry.bytes), np.uint8)
+        if hashlib.sha256(found.data).hexdigest() != entry.sha256:
+            raise CheckpointError(
+                f"{self.directory}: {entry.name!r} is damaged: remove the directory and begin again"
+            )
+        return found
+
+    def seal(
+        self,
+        *,
+        precision: str,
+        activations: ActivationGroups,
+        recipe: str,
+        source: str,
+        files: Mapping[str, Path | bytes],
+    ) -> None:
+        """Write the header and the small files (copied from a path, or given); the directory can be opened then."""
+        from importlib.metadata import version
+
+        with self._writing():
+            digests = {name: self._small_file(name, content) for name, content in files.items()}
+            header = PackedHeader(
+                library=version("ernie-accel"),
+                source=source,
+                precision=precision,
+                activations=activations,
+                recipe=recipe,
+                matrices={entry.name: entry for entry in self._matrices},
+                tensors={entry.name: entry for entry in self._tensors},
+                files=digests,
+            )
+            text = encode_header(header)
+            data = self._opened()
+            data.truncate(self._end)
+            data.seek(self._end)
+            data.write(text)
+            write_preamble(data, self._end, text)
+            data.flush()
+            os.fsync(data.fileno())
+
+    def publish(self) -> None:
+        """Give the directory its name."""
+        with self._writing():
+            self._close_files()
+            (self.directory / JOURNAL_NAME).unlink()
+            os.replace(self.directory, self.target)  # replaces an empty directory
+            _sync_directory(self.target.parent)
+        self._published = True
+
+    def close(self) -> None:
+        """Keep what is finished for the next time; remove the directory if nothing is. May be called twice."""
+        self._close_files()
+        if not self._published and not self.done:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _write(self, data: npt.NDArray[np.uint8]) -> tuple[int, int, str]:
+        """Append at the next aligned place; return offset, size and SHA-256."""
+        file = self._opened()
+        offset = -(-self._end // ALIGNMENT) * ALIGNMENT
+        file.seek(self._end)
+        file.write(bytes(offset - self._end))
+        file.write(data.data)
+        self._end = offset + data.nbytes
+        return offset, data.nbytes, hashlib.sha256(data.data).hexdigest()
+
+    def _small_file(self, name: str, content: Path | bytes) -> str:
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        with (self.directory / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return hashlib.sha256(data).hexdigest()
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        assert self._journal is not None
+        self._journal.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def _opened(self) -> BinaryIO:
+        if self._data is None:
+            raise CheckpointError(f"{self.target}: writing has ended")
+        return self._data
+
+    def _close_files(self) -> None:
+        for file in (self._data, self._journal):
+            if file is not None:
+                with suppress(OSError):  # what could not be flushed is not in the journal
+                    file.close()
+        self._data = self._journal = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what the disk says into an error of ours, and then free the disk."""
+        try:
+            yield
+        except OSError as error:
+            self._close_files()
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.done.clear()
+            raise CheckpointError(f"{self.target}: cannot be written: {error.strerror or error}") from error
+        except (ArgumentError, CheckpointError):
+            self._close_files()
+            raise
+
+
+def check_target(target: Path) -> None:
+    """Raise ArgumentError unless nothing or an empty directory has that name."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ArgumentError(
+            f"target={str(target)!r}: exists and is not an empty directory; choose a new name"
+        )
+
+
+def _complete_lines(text: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Lines up to the first that is torn, as the machine may have stopped within one; their length in bytes."""
+    lines: list[dict[str, Any]] = []
+    length = 0
+    for line in text.split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+        length += len(line) + 1
+    return lines, length
+
+
+def _lock(file: BinaryIO, directory: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows; a second writer then shows at the rename
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ArgumentError(f"{directory}: is being written by another process") from None
+
+
+def _sync_directory(path: Path) -> None:
+    with suppress(OSError):  # not every system can
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
