@@ -254,8 +254,8 @@ def _recipe(precision: str, sizes: _native.Config) -> str:
     weights = f"weights by row and group of {groups}, activations int8 by token and the same groups"
     if precision == "int4":
         weights = (
-            "weights by row and group of 128 with a factor for every 16 columns, head in 6 bits, activations int8 by token "
-            f"and group of {groups}"
+            "weights by row and group of 128 with a factor for every 16 columns, head in 6 bits, activations int8 by "
+            f"token and group of {groups}"
         )
     return f"{precision} without calibration: {weights}, nearest rounding; router in fp32"
 
