@@ -105,7 +105,7 @@ class PackingJob:
 
     def _add_units(self, writer: PackedWriter, progress: Progress | None) -> None:
         parts = units(self._checkpoint.config)
-        total, done = sum(map(_weights, parts)), 0
+        total, done = sum(unit.weights for unit in parts), 0
         finished = [
             _Finished(self._checkpoint.config, unit, writer).result()
             for unit in parts
@@ -122,7 +122,7 @@ class PackingJob:
                 self.errors.update(current.result.errors)
             if unit.name not in writer.done:
                 self._add_unit(writer, packer, current, unit)
-            done += _weights(unit)
+            done += unit.weights
             if progress is not None:
                 progress("quantize", done, total)
 
@@ -143,10 +143,6 @@ class PackingJob:
         tensors = {name: to_float32(current.tensor(name)) for name in unit.tensors}
         errors = {} if unit.name == "embedding" else dict(current.result.errors)
         writer.add(unit.name, packer.pack(unit), tensors, note={"errors": errors})
-
-
-def _weights(unit: Unit) -> int:
-    return sum(slot.weights for slot in unit.slots)
 
 
 class _Current:

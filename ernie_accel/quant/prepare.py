@@ -8,7 +8,7 @@ from typing import cast
 
 from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
-from ernie_accel.checkpoint.packed import PackedCheckpoint
+from ernie_accel.checkpoint.packed import PackedCheckpoint, units
 from ernie_accel.checkpoint.packed.header import FORMAT
 from ernie_accel.quant.cache import Cache, open_cache
 from ernie_accel.quant.calibrate import Calibration
@@ -89,11 +89,20 @@ class _Job:
     def in_memory(self) -> Checkpoint:
         """Make it for this load only."""
         ids = self._ids()
-        report = self._options.progress
         results = Calibration(
-            self._checkpoint, self._recipe, ids.sequences, threads=self._options.threads, progress=report
+            self._checkpoint,
+            self._recipe,
+            ids.sequences,
+            threads=self._options.threads,
+            progress=self._report,
         )
         return QuantisedResults(self._checkpoint, results, self._recipe, ids.description)
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        """Layers to weights, which is what a directory counts too."""
+        if self._options.progress is not None:
+            sizes = [unit.weights for unit in units(self._checkpoint.config) if unit.name != "embedding"]
+            self._options.progress("quantize", sum(sizes[:done]), sum(sizes))
 
     def _ids(self) -> CalibrationIds:
         return built_in_ids(self._checkpoint.config, self._tokenizer, self._recipe)

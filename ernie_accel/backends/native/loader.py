@@ -26,14 +26,15 @@ class TensorSource:
         self._quantised = cast("QuantisedCheckpoint", checkpoint) if quantised else None
         self._progress = progress
         self._done = 0
-        self._total = checkpoint.info.total_bytes
+        info = checkpoint.info  # codes have one byte for each weight
+        self._total = info.total_parameters if quantised else info.total_bytes
 
     def __call__(self, name: str) -> _native.Tensor:
         """Return a tensor that is never quantised."""
         from ernie_accel import _native
 
         tensor = self._checkpoint.tensor(name)
-        self._done += tensor.data.nbytes
+        self._done += tensor.data.nbytes if self._quantised is None else tensor.data.size
         return _native.Tensor(tensor.data, tensor.dtype)
 
     def matrix(self, name: str) -> _native.Tensor:
@@ -44,10 +45,10 @@ class TensorSource:
         self._done += matrix.codes.nbytes
         return _codes(matrix)
 
-    def report(self) -> None:
+    def report(self, *, end: bool = False) -> None:
         """Say how far it is."""
         if self._progress is not None:
-            self._progress("load", min(self._done, self._total), self._total)
+            self._progress("load", self._total if end else min(self._done, self._total), self._total)
 
 
 def _codes(matrix: QuantisedMatrix) -> _native.Tensor:
@@ -78,6 +79,7 @@ def load_weights(model: _native.Model, checkpoint: Checkpoint, progress: Progres
         else:
             _pack_all(model, source)
         model.finish()
+        source.report(end=True)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.info.name}: {error}") from error
     except MemoryError as error:

@@ -93,6 +93,11 @@ class Unit(NamedTuple):
     slots: tuple[Slot, ...]
     tensors: tuple[str, ...]
 
+    @property
+    def weights(self) -> int:
+        """Number of values of its matrices, a byte each as codes: what progress counts."""
+        return sum(slot.weights for slot in self.slots)
+
 
 def matrix_bytes(slot: Slot, precision: str, group: int, exact: int) -> int:
     """Bytes of all panels of a matrix, by the layout in ``csrc/kernels/linear/linear.h``."""
