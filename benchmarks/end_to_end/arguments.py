@@ -7,12 +7,24 @@ from collections.abc import Sequence
 
 from .engines import DEFAULT, ENGINES
 
+LONG_ENGINES = (
+    "ours-int8",
+    "ours-int4",
+    "ours-int8-kv8",
+    "ours-int4-kv8",
+    "llama-q8",
+    "llama-q4",
+    "openvino-int8",
+    "onnx-int4",
+)
+"""Fewer than elsewhere, since each reads a long prompt first."""
+
 COMMANDS: dict[str, list[str]] = {
     "compare": [],
     "decode": ["--decode", "32"],
     "prefill": ["--prefill", "512"],
-    "batch": ["--decode", "32", "--batch", "16"],
-    "long": ["--decode", "8192"],
+    "batch": ["--decode", "32", "--batch", "16", "--rounds", "5"],
+    "long": ["--decode", "8192", "--rounds", "3", "--engines", *LONG_ENGINES],
     "moe": ["--shape", "21B-A3B", "--prefill", "128", "--decode", "32", "--rounds", "3", "--one-at-a-time"],
 }
 """What each subcommand adds to the options that are given; ``compare`` adds nothing."""
