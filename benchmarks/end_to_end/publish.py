@@ -100,12 +100,22 @@ def publish(result: Result, root: Path) -> list[Path]:
     write(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     picture = path.with_suffix(".svg")
     write(picture, plot(result, f"{result['shape']}: {what(result, 'en')}"))
-    pages = [
+    return [path, picture, *place(result, root)]
+
+
+def place(result: Result, root: Path) -> list[Path]:
+    """Put the table of a result on every page that has marks for it."""
+    return [
         root / page
         for page, language in PAGES.items()
         if replace(root / page, result["name"], table(result, language))
     ]
-    return [path, picture, *pages]
+
+
+def results(root: Path) -> list[Path]:
+    """Files of results that this tool wrote, by name."""
+    files = (root / "benchmarks/results").glob("*.json")
+    return sorted(path for path in files if re.search(r"-(prefill|decode)-\d", path.stem))
 
 
 def write(path: Path, text: str) -> None:
@@ -123,3 +133,9 @@ def replace(page: Path, name: str, text: str) -> bool:
         return False
     write(page, marks.sub(lambda match: f"{match[1]}{text}\n{match[2]}", before))
     return True
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parents[2]
+    for file in results(here):
+        print(file.stem, *place(json.loads(file.read_text(encoding="utf-8")), here))

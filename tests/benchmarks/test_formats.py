@@ -45,8 +45,10 @@ def unpacked_q6_k(data: np.ndarray) -> np.ndarray:
     return np.array(values)
 
 
-def test_q6_k_rounds_to_the_nearest_of_64_steps() -> None:
-    values = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_q6_k_rounds_to_the_nearest_of_64_steps(size: float) -> None:
+    """Weights of 0.01 have a scale that float16 holds with fewer bits."""
+    values = (size * np.random.default_rng(0).normal(size=(3, 512))).astype(np.float32)
     values[1, :256] = 0
     data = quantise_q6_k(values)
     assert data.shape == (3, 420)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.end_to_end.publish import PAGES, publish, table
+from benchmarks.end_to_end.publish import PAGES, place, publish, results, table
 
 ROOT = Path(__file__).parents[2]
 RESULT: dict[str, Any] = {
@@ -84,14 +84,21 @@ def test_publishing_replaces_what_stood_there(tmp_path: Path, monkeypatch: pytes
     assert "0.3B: decoding at a context of 32" in picture
 
 
-RESULTS = sorted(
-    path
-    for path in (ROOT / "benchmarks/results").glob("*.json")
-    if re.search(r"-(prefill|decode)-\d", path.stem)
-)
+def test_tables_can_be_placed_again(tmp_path: Path) -> None:
+    for page in PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text("no marks\n", encoding="utf-8")
+    assert place(RESULT, tmp_path) == []
+    (tmp_path / "README.md").write_text("<!-- bench 0.3B-decode-32x16 -->\n<!-- end -->\n", encoding="utf-8")
+    assert place(RESULT, tmp_path) == [tmp_path / "README.md"]
+    folder = tmp_path / "benchmarks/results"
+    folder.mkdir(parents=True)
+    for name in ("0.3B-decode-32x16.json", "accuracy-poet.json", "0.3B-prefill-512.svg"):
+        (folder / name).touch()
+    assert [path.name for path in results(tmp_path)] == ["0.3B-decode-32x16.json"]
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", results(ROOT), ids=lambda path: path.stem)
 def test_every_result_has_its_plot_and_its_rounds(path: Path) -> None:
     result = json.loads(path.read_text("utf-8"))
     assert path.with_suffix(".svg").exists()

@@ -26,9 +26,10 @@ def _rows(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     blocks = values.reshape(-1, BLOCK // PART, PART)
     step = np.abs(blocks).max(axis=2) / 31
     scale = (step.max(axis=1) / 127).astype(np.float16)
-    wide = np.maximum(scale.astype(np.float32), np.finfo(np.float16).tiny)[:, None]
-    factors = np.clip(np.rint(step / wide), 0, 127)
-    unit = np.maximum(factors * wide, np.finfo(np.float32).tiny)[:, :, None]
+    wide = scale.astype(np.float32)[:, None]
+    factors = np.clip(np.rint(step / np.where(wide > 0, wide, 1)), 0, 127)
+    unit = (factors * wide)[:, :, None]
+    unit[unit == 0] = 1  # nothing but zeros
     codes = (np.clip(np.rint(blocks / unit), -32, 31) + 32).astype(np.uint8)
     return _bytes(codes.reshape(-1, 2, 4, 32), factors.astype(np.int8), scale).reshape(len(values), -1)
 

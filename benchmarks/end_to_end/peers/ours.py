@@ -9,6 +9,7 @@ import ernie_accel as ea
 from ernie_accel.bench.measure import Decoding, prefill
 from ernie_accel.types import Precision
 
+from ..formats.our_directory import our_directory
 from .base import Ids, Setup
 
 
@@ -38,11 +39,12 @@ class Ours:
 
 
 def load(setup: Setup) -> Ours:
+    quantised = setup.precision in ("int8", "int4")
     return Ours(
         ea.Model.load(
-            ea.testing.synthetic(setup.shape),
+            our_directory(setup.shape, setup.precision) if quantised else ea.testing.synthetic(setup.shape),
             backend="native",
-            precision=cast(Precision, setup.precision),
+            precision="auto" if quantised else cast(Precision, setup.precision),
             kv_precision=cast(Precision, setup.kv or "auto"),
             threads=setup.threads,
             max_batch=max(setup.batch, 1),

@@ -1,0 +1,39 @@
+"""Our own quantised directory, so that engines load what users load: calibrated, mapped, ready to multiply."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import cast
+
+import ernie_accel as ea
+from ernie_accel.quant.recipe import QuantPrecision
+
+from .cache import MODELS, cached, remove
+
+ROOT = Path(__file__).parents[3]
+MAKERS = ("ernie_accel/quant", "ernie_accel/checkpoint/packed", "csrc/kernels/linear")
+"""What decides how a directory looks; another version of it makes another directory."""
+
+
+def our_directory(shape: str, precision: str, folder: Path = MODELS) -> Path:
+    """Return the directory of a shape in ``int8`` or ``int4``, made by ``ernie_accel.quantize`` if it is not there."""
+    start = f"{shape}-ours-{precision}-"
+    name = start + fingerprint([ROOT / maker for maker in MAKERS])
+
+    def make(path: Path) -> None:
+        for old in folder.glob(f"{start}*"):
+            remove(old)
+        ea.quantize(ea.testing.synthetic(shape), path, precision=cast(QuantPrecision, precision), progress=False)
+
+    return cached(name, make, folder)
+
+
+def fingerprint(folders: list[Path]) -> str:
+    """Eight digits that change with any source file in the folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in (".py", ".h", ".cc"):
+                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
