@@ -51,7 +51,9 @@ def main() -> None:
         times = summarize([1e3 * values[name] for values in rounds])
         print(f"{name:<12} {times.median:8.1f} ms  ({times.low:.1f} to {times.high:.1f})")
     print(f"peak memory  {max(values['peak'] for values in rounds) / 2**20:8.0f} MiB, mapped files included")
-    print(f"{directory.name}, a prompt of 16 tokens, {chosen.threads} threads, medians of {chosen.rounds} rounds")
+    print(
+        f"{directory.name}, a prompt of 16 tokens, {chosen.threads} threads, medians of {chosen.rounds} rounds"
+    )
 
 
 if __name__ == "__main__":

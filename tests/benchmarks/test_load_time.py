@@ -16,7 +16,11 @@ native = pytest.mark.skipif(not ea.backends()["native"].ok, reason="the native b
 def test_a_quantised_directory_is_loaded_to_its_first_token(tmp_path: Path) -> None:
     directory = tmp_path / "tiny"
     ea.quantize(
-        synthetic(tiny_config()), directory, precision="int8", calibration=[[5, 6, 7, 8] * 8] * 4, progress=False
+        synthetic(tiny_config()),
+        directory,
+        precision="int8",
+        calibration=[[5, 6, 7, 8] * 8] * 4,
+        progress=False,
     )
     values = run(directory, 1)
     assert 0 < values["load"] < values["first token"]

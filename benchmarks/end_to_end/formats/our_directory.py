@@ -24,7 +24,9 @@ def our_directory(shape: str, precision: str, folder: Path = MODELS) -> Path:
     def make(path: Path) -> None:
         for old in folder.glob(f"{start}*"):
             remove(old)
-        ea.quantize(ea.testing.synthetic(shape), path, precision=cast(QuantPrecision, precision), progress=False)
+        ea.quantize(
+            ea.testing.synthetic(shape), path, precision=cast(QuantPrecision, precision), progress=False
+        )
 
     return cached(name, make, folder)
 
