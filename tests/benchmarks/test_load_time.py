@@ -34,3 +34,4 @@ def test_a_fingerprint_changes_with_a_source_file_alone(tmp_path: Path) -> None:
     assert fingerprint([tmp_path]) == before
     (tmp_path / "b.h").write_text("1", encoding="utf-8")
     assert fingerprint([tmp_path]) != before
+    assert fingerprint([tmp_path / "a.py"]) != fingerprint([tmp_path / "b.h"])

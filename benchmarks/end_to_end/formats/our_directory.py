@@ -12,7 +12,7 @@ from ernie_accel.quant.recipe import QuantPrecision
 from .cache import MODELS, cached, remove
 
 ROOT = Path(__file__).parents[3]
-MAKERS = ("ernie_accel/quant", "ernie_accel/checkpoint/packed", "csrc/kernels/linear")
+MAKERS = ("ernie_accel/quant", "ernie_accel/checkpoint/packed", "csrc/kernels/linear/pack.h")
 """What decides how a directory looks; another version of it makes another directory."""
 
 
@@ -31,11 +31,11 @@ def our_directory(shape: str, precision: str, folder: Path = MODELS) -> Path:
     return cached(name, make, folder)
 
 
-def fingerprint(folders: list[Path]) -> str:
-    """Eight digits that change with any source file in the folders."""
+def fingerprint(places: list[Path]) -> str:
+    """Eight digits that change with any source file: each of ``places`` is one, or a folder of them."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*")):
-            if file.suffix in (".py", ".h", ".cc"):
-                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    for place in places:
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.suffix in (".py", ".h"):
+                digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:8]
