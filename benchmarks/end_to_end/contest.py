@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ernie_accel.bench.statistics import alternate
 from ernie_accel.bench.workload import Workload
 
 PAUSE = 0.4  # seconds before each run, for threads of the last one to go to sleep
-CEILING = "read bandwidth"
 Answer = dict[str, Any]
 
 
@@ -26,11 +26,13 @@ class Values:
 
     Attributes:
         rates: Tokens per second, all sequences together.
+        ceilings: Read bandwidth right before each of them, bytes a second.
         step_bytes: Bytes that a decoding step reads; empty where the engine does not know.
         token: The first token after the prompt of a prefill.
     """
 
     rates: list[float] = field(default_factory=list)
+    ceilings: list[float] = field(default_factory=list)
     step_bytes: list[int] = field(default_factory=list)
     token: int | None = None
 
@@ -84,10 +86,15 @@ def together(
     workloads: Sequence[Workload],
     rounds: int,
     ceiling: Callable[[], float],
-) -> Iterator[tuple[Workload, dict[str, Values], list[float]]]:
+) -> Iterator[tuple[Workload, dict[str, Values]]]:
     """Load all engines, then let them take turns on one workload after the other.
 
-    Yields for each workload what every engine gave, and the ceiling measured once a round.
+    Args:
+        start: Starts an engine.
+        names: Of the engines.
+        workloads: In this order.
+        rounds: At least 1.
+        ceiling: Measures the read bandwidth, bytes a second. On shared machines it changes within seconds.
     """
     with ExitStack() as stack:
         engines = {name: stack.enter_context(start(name)) for name in names}
@@ -95,11 +102,14 @@ def together(
             values = {name: Values() for name in names}
             for name, engine in engines.items():
                 values[name].token = engine.ask("prepare", workload, rounds).get("token")
-            turns: dict[str, Callable[[], float]] = {
-                name: _turn(engine, workload, rounds, values[name]) for name, engine in engines.items()
-            }
-            ceilings = alternate({**turns, CEILING: ceiling}, rounds)[CEILING]
-            yield workload, values, ceilings
+            alternate(
+                {
+                    name: partial(_turn, engine, workload, rounds, ceiling, values[name])
+                    for name, engine in engines.items()
+                },
+                rounds,
+            )
+            yield workload, values
 
 
 def one_at_a_time(
@@ -108,31 +118,28 @@ def one_at_a_time(
     workloads: Sequence[Workload],
     rounds: int,
     ceiling: Callable[[], float],
-) -> Iterator[tuple[Workload, dict[str, Values], list[float]]]:
-    """Load each engine anew in each round, for all workloads in turn, so that one model at a time is in memory."""
+) -> Iterator[tuple[Workload, dict[str, Values]]]:
+    """Load each engine anew in each round, for all workloads, so that one model at a time is in memory."""
     values = {workload: {name: Values() for name in names} for workload in workloads}
 
-    def turn(name: str) -> Callable[[], float]:
-        def run() -> float:
-            with start(name) as engine:
-                for workload in workloads:
-                    kept = values[workload][name]
-                    kept.token = engine.ask("prepare", workload, rounds).get("token")
-                    _turn(engine, workload, rounds, kept)()
-            return 0.0
+    def run(name: str) -> float:
+        with start(name) as engine:
+            for workload in workloads:
+                kept = values[workload][name]
+                kept.token = engine.ask("prepare", workload, rounds).get("token")
+                _turn(engine, workload, rounds, ceiling, kept)
+        return 0.0
 
-        return run
-
-    ceilings = alternate({**{name: turn(name) for name in names}, CEILING: ceiling}, rounds)[CEILING]
-    yield from ((workload, values[workload], ceilings) for workload in workloads)
+    alternate({name: partial(run, name) for name in names}, rounds)
+    yield from values.items()
 
 
-def _turn(engine: Contestant, workload: Workload, rounds: int, values: Values) -> Callable[[], float]:
-    def run() -> float:
-        answer = engine.ask("measure", workload, rounds)
-        values.rates.append(workload.rate(answer["seconds"]))
-        if answer.get("bytes") is not None:
-            values.step_bytes.append(answer["bytes"])
-        return values.rates[-1]
-
-    return run
+def _turn(
+    engine: Contestant, workload: Workload, rounds: int, ceiling: Callable[[], float], values: Values
+) -> float:
+    values.ceilings.append(ceiling())
+    answer = engine.ask("measure", workload, rounds)
+    values.rates.append(workload.rate(answer["seconds"]))
+    if answer.get("bytes") is not None:
+        values.step_bytes.append(answer["bytes"])
+    return values.rates[-1]

@@ -19,12 +19,7 @@ Result = dict[str, Any]
 
 
 def report(
-    command: str,
-    shape: str,
-    threads: int,
-    workload: Workload,
-    values: Mapping[str, Values],
-    ceilings: Sequence[float],
+    command: str, shape: str, threads: int, workload: Workload, values: Mapping[str, Values]
 ) -> Result:
     """Return what is written as JSON. Ratios are taken within rounds."""
     packages = dict.fromkeys(package for name in values for package in ENGINES[name].distributions)
@@ -37,9 +32,9 @@ def report(
         "shape": shape,
         "workload": asdict(workload),
         "threads": threads,
-        "rounds": len(ceilings),
-        "read_bandwidth": summary(ceilings),
-        "engines": {name: engine(name, workload, kept, ceilings) for name, kept in values.items()},
+        "rounds": len(next(iter(values.values())).rates),
+        "read_bandwidth": summary([value for kept in values.values() for value in kept.ceilings]),
+        "engines": {name: engine(name, workload, kept) for name, kept in values.items()},
         "ratio": {
             name: {
                 other: asdict(summarize(ratios(kept.rates, theirs.rates)))
@@ -57,7 +52,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {**asdict(summarize(values)), "values": list(values)}
 
 
-def engine(name: str, workload: Workload, kept: Values, ceilings: Sequence[float]) -> dict[str, Any]:
+def engine(name: str, workload: Workload, kept: Values) -> dict[str, Any]:
     """What one engine gave; for decoding with the share of the read bandwidth that it used, where bytes are known."""
     made: dict[str, Any] = {"title": ENGINES[name].title, "tokens_per_second": summary(kept.rates)}
     if kept.token is not None:
@@ -65,7 +60,7 @@ def engine(name: str, workload: Workload, kept: Values, ceilings: Sequence[float
     if kept.step_bytes:
         used = [size * rate / workload.batch for size, rate in zip(kept.step_bytes, kept.rates, strict=True)]
         made["step_bytes"] = int(median(kept.step_bytes))
-        made["bandwidth_share"] = asdict(summarize(ratios(used, ceilings)))
+        made["bandwidth_share"] = asdict(summarize(ratios(used, kept.ceilings)))
     return made
 
 

@@ -58,10 +58,10 @@ def main() -> None:
     start = partial(contestant, settings=settings(chosen, plan))
     alone = quiet(tries=5)  # what went before may still be on its way out
     command = "scripts/bench " + shlex.join(sys.argv[1:])
-    for workload, values, ceilings in contest(
+    for workload, values in contest(
         start, engines(chosen), plan, chosen.rounds, partial(read_bandwidth, chosen.threads)
     ):
-        result = report(command, chosen.shape, chosen.threads, workload, values, ceilings)
+        result = report(command, chosen.shape, chosen.threads, workload, values)
         print(f"\n{result['name']}\n{table(result)}", flush=True)
         alone = quiet() and alone
         if alone and not chosen.no_save:

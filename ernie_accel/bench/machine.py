@@ -12,10 +12,10 @@ from ernie_accel.system import affinity, total_memory
 
 __all__ = ["busy", "describe", "read_bandwidth", "versions"]
 
-PROBE_BYTES = 512 << 20
+PROBE_BYTES = 256 << 20
 """Several times the last cache of today's processors, and about what a small model's weights take."""
 
-PROBE_PASSES = 5
+PROBE_PASSES = 4
 
 
 def describe() -> dict[str, str]:
@@ -43,10 +43,9 @@ def versions(distributions: Sequence[str]) -> dict[str, str]:
 
 
 def read_bandwidth(threads: int) -> float:
-    """Measure how fast so many threads read memory, bytes a second: the best of a few passes over 512 MiB.
+    """Measure how fast so many threads read memory, bytes a second: the best of a few passes over 256 MiB.
 
-    This is the ceiling of decoding, which reads every weight once a step. Takes a quarter of a second or less on a
-    machine of today.
+    This is the ceiling of decoding, which reads every weight once a step. Takes a tenth of a second or two.
     """
     from ernie_accel import _native
 

@@ -77,9 +77,9 @@ def test_engines_are_loaded_once_and_alternate() -> None:
         "end b",
         "end a",
     ]
-    ((workload, values, ceilings),) = results
+    ((workload, values),) = results
     assert workload == PLAN[0]
-    assert ceilings == [5.0, 5.0]
+    assert values["a"].ceilings == [5.0, 5.0]
     assert values["a"].token == 42
     assert len(values["a"].rates) == len(values["b"].rates) == 2
 
@@ -91,8 +91,8 @@ def test_one_at_a_time_never_holds_two_models() -> None:
     for line in log:
         held += line.startswith("load") - line.startswith("end")
         assert held in (0, 1)
-    assert [workload.name for workload, _, _ in results] == ["prefill-8", "decode-4x2"]
-    assert all(len(kept.rates) == 2 for _, values, _ in results for kept in values.values())
+    assert [workload.name for workload, _ in results] == ["prefill-8", "decode-4x2"]
+    assert all(len(kept.rates) == 2 for _, values in results for kept in values.values())
     assert results[1][1]["a"].step_bytes == [100, 100]
 
 

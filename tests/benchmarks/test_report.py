@@ -10,19 +10,20 @@ from ernie_accel.bench.workload import Workload
 
 DECODE = Workload(measures="decode", context=32, batch=2, steps=8)
 VALUES = {
-    "ours-int8": Values([60.0, 50.0, 70.0], [10, 12, 14]),
-    "llama-q8": Values([20.0, 15.0, 10.0], [16, 16, 16]),
-    "onnx-int4": Values([30.0, 25.0, 35.0]),
+    "ours-int8": Values([60.0, 50.0, 70.0], [1000.0, 1500.0, 2000.0], [10, 12, 14]),
+    "llama-q8": Values([20.0, 15.0, 10.0], [900.0, 900.0, 900.0], [16, 16, 16]),
+    "onnx-int4": Values([30.0, 25.0, 35.0], [800.0, 900.0, 900.0]),
 }
 
 
 def made() -> Result:
-    return report("scripts/bench decode", "0.3B", 2, DECODE, VALUES, [1000.0, 1500.0, 2000.0])
+    return report("scripts/bench decode", "0.3B", 2, DECODE, VALUES)
 
 
 def test_ratios_and_shares_are_taken_within_rounds() -> None:
     result = made()
-    assert result["name"] == "0.3B-decode-32x2"
+    assert (result["name"], result["rounds"]) == ("0.3B-decode-32x2", 3)
+    assert (result["read_bandwidth"]["low"], result["read_bandwidth"]["high"]) == (800.0, 2000.0)
     assert result["ratio"]["ours-int8"]["llama-q8"]["median"] == pytest.approx(50 / 15)
     assert set(result["ratio"]) == {"ours-int8"}
     # 30, 25 and 35 steps a second.
@@ -33,14 +34,14 @@ def test_ratios_and_shares_are_taken_within_rounds() -> None:
 
 def test_best_peer_is_not_ours() -> None:
     assert best_peer(made()) == "onnx-int4"
-    alone = report("c", "0.3B", 2, DECODE, {"ours-int8": VALUES["ours-int8"]}, [1.0, 1.0, 1.0])
+    alone = report("c", "0.3B", 2, DECODE, {"ours-int8": VALUES["ours-int8"]})
     assert best_peer(alone) is None
     assert "÷" not in table(alone)
 
 
 def test_prefill_writes_the_first_token_down() -> None:
     workload = Workload(measures="prefill", context=512)
-    result = report("c", "0.3B", 2, workload, {"ours-int8": Values([1.0], [], 42)}, [1.0])
+    result = report("c", "0.3B", 2, workload, {"ours-int8": Values([1.0], [1.0], [], 42)})
     assert result["engines"]["ours-int8"]["first_token"] == 42
     assert "of the read bandwidth" not in table(result)
 
