@@ -122,10 +122,12 @@ class _Job:
 
     def _open(self, path: Path) -> Checkpoint:
         checkpoint = self._checkpoint
-        return PackedCheckpoint(
+        packed = PackedCheckpoint(
             path,
             checkpoint.config,
             directory=checkpoint.directory,
             generation_config=checkpoint.generation_config,
             info=checkpoint.info,
         )
+        packed.make_resident()  # as fast as if it had been quantised just now, and the entry may go
+        return packed

@@ -12,6 +12,7 @@ from ernie_accel.backends.native.isa import choose_isa
 from ernie_accel.backends.native.translate import translate
 from ernie_accel.backends.registry import check_precision
 from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.packed import PackedCheckpoint
 from ernie_accel.errors import ArgumentError, CapacityError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -42,10 +43,13 @@ class NativeOptions:
         isa: Instruction-set level to use, one of ``ernie_accel.env.ISA_LEVELS``; None takes ``ERNIE_ACCEL_ISA``,
             else the best.
         max_step_tokens: Largest number of tokens of one step; working memory grows with it.
+        resident: Read a quantized directory into memory of this process instead of mapping it: loading takes about a
+            second for a gigabyte and decoding is up to a tenth faster, but processes no longer share the weights.
     """
 
     isa: str | None = None
     max_step_tokens: int = 512
+    resident: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_step_tokens <= 65536:
@@ -106,6 +110,8 @@ class NativeBackend:
         threads = _threads(options)
         sizes.max_pages = _pages(config, options, sizes, threads)
         model = translate(lambda: _native.Model(sizes, choice.isa, threads))
+        if native_options.resident and isinstance(checkpoint, PackedCheckpoint):
+            checkpoint.make_resident()
         load_weights(model, checkpoint, options.progress)
         recipe = getattr(checkpoint, "recipe", None) or _recipe(_precision(options), sizes)
         return NativeRunner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 from collections import Counter
 from collections.abc import Mapping
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ernie_accel import system
 from ernie_accel.architecture import ROLES, ModelConfig, tensor_specs
 from ernie_accel.checkpoint.base import Tensor
 from ernie_accel.checkpoint.packed.header import WEIGHTS_NAME, PackedHeader, read_header
 from ernie_accel.checkpoint.packed.layout import PackedMatrix, units
+from ernie_accel.checkpoint.packed.resident import read_into_memory
 from ernie_accel.checkpoint.quantised import ActivationGroups
 from ernie_accel.closing import Closing
-from ernie_accel.errors import CheckpointError, ClosedError
+from ernie_accel.errors import CapacityError, CheckpointError, ClosedError
 from ernie_accel.types import ModelInfo
 
 __all__ = ["PackedCheckpoint", "describe"]
@@ -96,6 +99,23 @@ class PackedCheckpoint(Closing):
         values = self._view(name, np.dtype("<f4"), entry.offset, entry.bytes)
         return Tensor(values.reshape(entry.shape), "float32")
 
+    def make_resident(self) -> None:
+        """Read the file into memory of this process, in large pages where the system has them, instead of mapping it.
+
+        It takes about a second for a gigabyte, and decoding is up to a tenth faster: the processor translates fewer
+        addresses. To be called before anything else is asked for.
+
+        Raises:
+            CheckpointError: The file cannot be read, or changed since it was opened.
+            CapacityError: There is no memory for it.
+        """
+        try:
+            self._map = read_into_memory(self.path, system.available_threads())
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise CapacityError(f"{self.path}: the system has no memory left for the weights") from error
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+
     def _view(self, name: str, dtype: np.dtype[Any], offset: int, size: int) -> npt.NDArray[Any]:
         if self._closed:
             raise ClosedError(f"{self.path}: the checkpoint was closed; open it again to read {name!r}")
@@ -103,7 +123,9 @@ class PackedCheckpoint(Closing):
             if self._map is None:
                 with self.path.open("rb") as file:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.frombuffer(self._map, dtype, size // dtype.itemsize, offset)
+            view = np.frombuffer(self._map, dtype, size // dtype.itemsize, offset)
+            view.flags.writeable = False
+            return view
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: {name!r}: cannot be mapped: {error}") from error
 

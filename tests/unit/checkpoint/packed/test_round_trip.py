@@ -177,3 +177,27 @@ def test_panels_unpack_to_the_codes_they_were_made_of(
                     assert (matrix.bits, matrix.group) == (wanted.bits, wanted.group)
                     for part in ("codes", "scales", "subs", "exact", "exact_weights"):
                         np.testing.assert_array_equal(getattr(matrix, part), getattr(wanted, part), part)
+
+
+def test_read_instead_of_mapped(tmp_path: Path) -> None:
+    write(StandIn(synthetic(tiny_config()), "int8"), tmp_path / "packed")
+    expected, _ = logits(tmp_path / "packed")
+    found, _ = logits(tmp_path / "packed", backend_options=ea.NativeOptions(resident=True))
+    np.testing.assert_array_equal(found, expected)
+    with open_checkpoint(tmp_path / "packed") as checkpoint:
+        assert isinstance(checkpoint, PackedCheckpoint)
+        mapped = checkpoint.packed("head").panels.copy()
+        checkpoint.make_resident()
+        panels = checkpoint.packed("head").panels
+        (tmp_path / "packed" / "weights.eapack").write_bytes(b"")  # nobody reads the file any more
+    np.testing.assert_array_equal(panels, mapped)
+    assert not panels.flags.writeable
+
+
+def test_a_file_that_went_before_it_was_read(tmp_path: Path) -> None:
+    write(StandIn(synthetic(tiny_config()), "int8"), tmp_path / "packed")
+    with open_checkpoint(tmp_path / "packed") as checkpoint:
+        assert isinstance(checkpoint, PackedCheckpoint)
+        checkpoint.path.unlink()
+        with pytest.raises(ea.CheckpointError, match=r"weights\.eapack: cannot be read"):
+            checkpoint.make_resident()

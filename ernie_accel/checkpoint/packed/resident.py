@@ -1,0 +1,41 @@
+"""A whole file in anonymous memory, whose pages can be large; those of a mapped file have 4 KiB."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+__all__ = ["read_into_memory"]
+
+_LARGE_PAGE = 2 << 20
+
+
+def read_into_memory(path: Path, threads: int) -> mmap.mmap:
+    """Read a file with several threads: what takes the time is the system making the memory. Raises OSError."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        memory = mmap.mmap(-1, max(1, -(-size // _LARGE_PAGE)) * _LARGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without large pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        parts = max(1, min(threads, 8))
+        bounds = [size * part // parts for part in range(parts + 1)]
+        with memoryview(memory) as view, ThreadPoolExecutor(parts) as pool:
+            for job in [pool.submit(_read, path, view[a:b], a) for a, b in pairwise(bounds)]:
+                job.result()
+    return memory
+
+
+def _read(path: Path, target: memoryview, offset: int) -> None:
+    with target, path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        done = 0
+        while done < len(target):
+            count = file.readinto(target[done:])
+            if not count:
+                raise OSError(f"ends at byte {offset + done}")
+            done += count
