@@ -65,13 +65,18 @@ class QuantisedMatrix:
 
     def to_float32(self) -> npt.NDArray[np.float32]:
         """Values that the codes stand for, float32 [rows, cols]."""
-        cols = self.shape[1]
         out = self.codes.astype(np.float32)
-        out *= np.repeat(bfloat16_values(self.scales), self.group, axis=1)[:, :cols]
+        _scale_groups(out, bfloat16_values(self.scales), self.group)
         if self.subs is not None:
-            out *= np.repeat(self.subs.astype(np.float32), SUB_COLUMNS, axis=1)[:, :cols]
+            _scale_groups(out, self.subs.astype(np.float32), SUB_COLUMNS)
         out[:, self.exact] = bfloat16_values(self.exact_weights)
         return out
+
+
+def _scale_groups(values: npt.NDArray[np.float32], factors: npt.NDArray[np.float32], group: int) -> None:
+    """Multiply each ``group`` columns of values by their column of factors; the last group may be narrower."""
+    for index in range(factors.shape[1]):
+        values[:, index * group : (index + 1) * group] *= factors[:, index, None]
 
 
 @dataclass(frozen=True, kw_only=True)

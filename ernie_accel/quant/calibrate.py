@@ -114,35 +114,46 @@ class _Walk:
 
     def layer(self, index: int, finished: LayerResult | None) -> LayerResult:
         """Quantise one decoder layer, or take what is finished, and pass through it."""
-        fitter = self._fitter(finished)
+        fitter = Fitter(self._recipe, self._calculator)
+        if finished is not None:
+            fitter = Fitter(self._recipe, self._calculator, finished.matrices, finished.tensors)
         prefix = f"model.layers.{index}"
-        self._add(self._attend(fitter, prefix, self._normed(f"{prefix}.input_layernorm.weight")))
-        x = self._normed(f"{prefix}.post_attention_layernorm.weight")
+        self._add(self._attend(fitter, prefix))
+        norm = f"{prefix}.post_attention_layernorm.weight"
+        x = self._normed(norm)
         if self._config.is_moe_layer(index):
             self._add(experts_through(fitter, self._checkpoint, f"{prefix}.mlp", x))
         else:
-            self._add(ffn_through(fitter, self._checkpoint, f"{prefix}.mlp", x))
-        return finished or LayerResult(index=index, matrices=fitter.matrices, errors=fitter.errors)
+            self._add(ffn_through(fitter, self._checkpoint, f"{prefix}.mlp", x, norm=norm))
+        return finished or LayerResult(
+            index=index, matrices=fitter.matrices, tensors=fitter.tensors, errors=fitter.errors
+        )
 
     def head(self, index: int, finished: LayerResult | None) -> LayerResult:
         """Quantise the vocabulary head."""
         if finished is not None:
             return finished
-        fitter = self._fitter(None)
+        fitter = Fitter(self._recipe, self._calculator)
         name = head_name(self._config)
         fitter.fit("head", {name: to_float32(self._checkpoint.tensor(name))}, self._normed(FINAL_NORM))
         return LayerResult(index=index, matrices=fitter.matrices, errors=fitter.errors)
 
-    def _fitter(self, finished: LayerResult | None) -> Fitter:
-        return Fitter(self._recipe, self._calculator, finished.matrices if finished else {})
-
-    def _attend(self, fitter: Fitter, prefix: str, x: Streams) -> Streams:
+    def _attend(self, fitter: Fitter, prefix: str) -> Streams:
+        norm = f"{prefix}.input_layernorm.weight"
         weights = read_matrices(
             self._checkpoint, [f"{prefix}.self_attn.{part}_proj.weight" for part in "qkv"]
         )
+        gains = to_float32(self._checkpoint.tensor(norm))
+        weights, x = fitter.smooth_norm("qkv", weights, self._normed(norm), norm, gains)
         q, k, v = fitter.through("qkv", weights, x)
-        attended = q.with_others(self._attention, k, v)
         weights = read_matrices(self._checkpoint, [f"{prefix}.self_attn.o_proj.weight"])
+        weights, attended = fitter.smooth_rows(
+            "o",
+            weights,
+            q.with_others(self._attention, k, v),
+            f"{prefix}.self_attn.v_proj.weight",
+            self._attention.value_rows,
+        )
         return fitter.through("o", weights, attended)[0]
 
     def _normed(self, name: str) -> Streams:

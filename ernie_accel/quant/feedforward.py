@@ -29,13 +29,28 @@ def read_matrices(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Arr
 
 
 def ffn_through(
-    fitter: Fitter, checkpoint: Checkpoint, prefix: str, x: Streams, exact: Columns | None = None
+    fitter: Fitter,
+    checkpoint: Checkpoint,
+    prefix: str,
+    x: Streams,
+    *,
+    exact: Columns | None = None,
+    norm: str | None = None,
 ) -> Streams:
-    """Quantise a SwiGLU block and pass x [T, H] through it; ``exact`` as in ``Fitter.through``, for gate and up."""
+    """Quantise a SwiGLU block and pass x [T, H] through it.
+
+    ``exact`` is as in ``Fitter.through``, for gate and up; ``norm`` names the norm that x comes from if nothing but
+    this block reads it.
+    """
     weights = read_matrices(checkpoint, [f"{prefix}.{part}_proj.weight" for part in ("gate", "up")])
+    if norm is not None:
+        weights, x = fitter.smooth_norm("gate_up", weights, x, norm, to_float32(checkpoint.tensor(norm)))
     gate, up = fitter.through("gate_up", weights, x, exact)
     weights = read_matrices(checkpoint, [f"{prefix}.down_proj.weight"])
-    return fitter.through("down", weights, gate.with_others(swiglu, up))[0]
+    weights, inner = fitter.smooth_rows(
+        "down", weights, gate.with_others(swiglu, up), f"{prefix}.up_proj.weight"
+    )
+    return fitter.through("down", weights, inner)[0]
 
 
 def experts_through(fitter: Fitter, checkpoint: Checkpoint, prefix: str, x: Streams) -> Streams:
@@ -58,12 +73,14 @@ def experts_through(fitter: Fitter, checkpoint: Checkpoint, prefix: str, x: Stre
         if len(rows) < ENOUGH:
             y = _nearest_through(fitter, checkpoint, name, x, rows, exact)
         else:
-            y = ffn_through(fitter, checkpoint, name, x.map(lambda a, rows=rows: a[rows]), exact)  # type: ignore[misc]
+            y = ffn_through(fitter, checkpoint, name, x.map(lambda a, rows=rows: a[rows]), exact=exact)  # type: ignore[misc]
         out.ours[rows] += share * y.ours
         if out.ideal is not out.ours:
             out.ideal[rows] += share * y.ideal
     if config.moe_num_shared_experts:
-        out = out.with_others(np.add, ffn_through(fitter, checkpoint, f"{prefix}.shared_experts", x, exact))
+        out = out.with_others(
+            np.add, ffn_through(fitter, checkpoint, f"{prefix}.shared_experts", x, exact=exact)
+        )
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from ernie_accel.checkpoint.quantised import QuantisedMatrix
 from ernie_accel.errors import CheckpointError
 from ernie_accel.quant.activations import choose_exact, mean_squares, rounded
 from ernie_accel.quant.calculator import Array, Calculator
+from ernie_accel.quant.folding import choose_factors, divided_rows, scaled
 from ernie_accel.quant.recipe import Kind, Recipe
 from ernie_accel.quant.streams import Streams
 
@@ -24,11 +25,13 @@ ROWS_AT_ONCE = 8192
 """Rows of a matrix that are fitted together: a vocabulary head has a hundred thousand."""
 SAMPLE = 512
 """Rows of activations on which errors are measured."""
+ROWS_SAMPLE = 2048
+"""... and of a matrix, which says nothing new beyond that."""
 EXACT_SAMPLE = 4096
 """Rows of activations from which exact columns are chosen."""
 
 
-def column_norms(weights: Mapping[str, Array]) -> Array:
+def column_norms(weights: dict[str, Array]) -> Array:
     """Return the sum of the squared weights of each column, over several matrices of one width."""
     total: Array = np.sum([np.einsum("nk,nk->k", w, w) for w in weights.values()], axis=0, dtype=np.float32)
     return total
@@ -40,17 +43,64 @@ class Fitter:
 
     Attributes:
         matrices: Results by name.
+        tensors: Norms with factors folded in, by name.
         errors: Errors by name, as ``LayerResult.errors``.
     """
 
     recipe: Recipe
     calculator: Calculator
     given: Mapping[str, QuantisedMatrix] = field(default_factory=dict)
+    given_tensors: Mapping[str, Array] = field(default_factory=dict)
     matrices: dict[str, QuantisedMatrix] = field(default_factory=dict)
+    tensors: dict[str, Array] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
+    def smooth_norm(
+        self, kind: Kind, weights: dict[str, Array], x: Streams, name: str, gains: Array
+    ) -> tuple[dict[str, Array], Streams]:
+        """Fold factors into the norm that x comes from; return weights and inputs as they then are.
+
+        ``name`` and ``gains`` are the norm's; nothing but ``weights`` may read it.
+        """
+        if not self.recipe.fold:
+            return weights, x
+        if self.given:
+            divided = self.given_tensors.get(name, gains)
+            factors = np.ones_like(gains)
+            np.divide(gains, divided, out=factors, where=divided != 0)
+        else:
+            factors = choose_factors(kind, weights, x.ours, self.recipe, self.calculator)
+        if (factors == 1).all():
+            return weights, x
+        self.tensors[name] = gains / factors
+        return scaled(weights, factors), x.map(lambda a: a / factors)
+
+    def smooth_rows(
+        self,
+        kind: Kind,
+        weights: dict[str, Array],
+        x: Streams,
+        before: str,
+        rows: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[dict[str, Array], Streams]:
+        """Fold factors into the rows of the quantised matrix ``before``; return weights and inputs as they then are.
+
+        ``rows`` says which row each column of x is made of; None: its own.
+        """
+        if not self.recipe.fold or before in self.given:  # in what is given they are folded already
+            return weights, x
+        factors = choose_factors(kind, weights, x.ours, self.recipe, self.calculator, rows)
+        if (factors == 1).all():
+            return weights, x
+        of_rows = factors
+        if rows is not None:
+            of_rows = np.ones(rows.max() + 1, np.float32)
+            of_rows[rows] = factors
+        self.matrices[before] = divided_rows(self.matrices[before], of_rows)
+        return scaled(weights, factors), x.map(lambda a: a / factors)
+
     def through(
-        self, kind: Kind, weights: Mapping[str, Array], x: Streams, exact: Columns | None = None
+        self, kind: Kind, weights: dict[str, Array], x: Streams, exact: Columns | None = None
     ) -> list[Streams]:
         """Quantise matrices [rows, K] that read ``x`` [T, K] and return what they make of it, each [T, rows].
 
@@ -59,7 +109,7 @@ class Fitter:
         self.fit(kind, weights, x, exact)
         return self.passed(kind, weights, x)
 
-    def passed(self, kind: Kind, weights: Mapping[str, Array], x: Streams) -> list[Streams]:
+    def passed(self, kind: Kind, weights: dict[str, Array], x: Streams) -> list[Streams]:
         """Return what quantised matrices make of ``x``, and the checkpoint's of the ideal one."""
         results = []
         for name, weight in weights.items():
@@ -69,7 +119,7 @@ class Fitter:
             results.append(Streams(ours, ideal))
         return results
 
-    def fit(self, kind: Kind, weights: Mapping[str, Array], x: Streams, exact: Columns | None = None) -> None:
+    def fit(self, kind: Kind, weights: dict[str, Array], x: Streams, exact: Columns | None = None) -> None:
         """Quantise matrices that read ``x``."""
         if all(name in self.given for name in weights):
             self.matrices.update({name: self.given[name] for name in weights})
@@ -88,7 +138,7 @@ class Fitter:
     def nearest(
         self,
         kind: Kind,
-        weights: Mapping[str, Array],
+        weights: dict[str, Array],
         *,
         exact: Columns = NO_COLUMNS,
         weigh: Array | None = None,
@@ -111,7 +161,7 @@ class Fitter:
             off = matrix.to_float32() - weight
             self.errors[name] = _share(off, weight)
 
-    def exact_columns(self, kind: Kind, weights: Mapping[str, Array], x: Array) -> Columns:
+    def exact_columns(self, kind: Kind, weights: dict[str, Array], x: Array) -> Columns:
         """Choose the exact columns of matrices that read x [T, K]."""
         count = self.recipe.exact_columns(kind, x.shape[1])
         step = -(-len(x) // EXACT_SAMPLE)
@@ -121,9 +171,9 @@ class Fitter:
         return rounded(x, self.recipe.activation_group(kind), exact)
 
     def _error(self, weight: Array, matrix: QuantisedMatrix, x: Array, seen: Array) -> float:
-        step = -(-len(x) // SAMPLE)
-        wanted = self.calculator.multiply(x[::step], weight)
-        got = self.calculator.multiply(seen[::step], matrix.to_float32())
+        step, skip = -(-len(x) // SAMPLE), -(-len(weight) // ROWS_SAMPLE)
+        wanted = self.calculator.multiply(x[::step], weight[::skip])
+        got = self.calculator.multiply(seen[::step], _every(matrix, skip).to_float32())
         got -= wanted
         return _share(got, wanted)
 
@@ -136,21 +186,23 @@ class _Fit:
     ) -> None:
         self._calculator, self._recipe, self._kind, self._exact = calculator, recipe, kind, exact
         self._reach: Array | None = None
-        self._missed: Array | None = None
+        self._missing: Array | None = None
         self._weigh: Array | None = None
         if not recipe.feedback:
             self._weigh = mean_squares(seen)
             return
         self._reach = calculator.factor(calculator.gram(seen), recipe.damping)
         if recipe.follow > 0:
-            self._missed = calculator.cross(seen, ideal - seen)
+            # The weights that give most nearly, of the inputs as they are, what the checkpoint's give of ideal ones
+            # are W + W (ideal - seen)^T seen H^-1 (Li et al. 2025, "GPTAQ"); this is what stands behind the second W.
+            missing = calculator.solve(self._reach, calculator.cross(ideal - seen, seen))
+            self._missing = np.ascontiguousarray(missing.T)
 
     def __call__(self, weights: Array) -> QuantisedMatrix:
-        if self._reach is not None and self._missed is not None:
-            # The weights that give most nearly, of the inputs as they are, what the checkpoint's give of ideal ones:
-            # W + W (ideal - seen)^T seen H^-1 (Li et al. 2025, "GPTAQ").
-            wanted = self._calculator.multiply(weights, self._missed)
-            weights = weights + np.float32(self._recipe.follow) * self._calculator.solve(self._reach, wanted)
+        if self._missing is not None:
+            weights = weights + np.float32(self._recipe.follow) * self._calculator.multiply(
+                weights, self._missing
+            )
         return self._calculator.round(
             weights,
             bits=self._recipe.bits_of(self._kind),
@@ -177,12 +229,23 @@ def _joined(parts: list[QuantisedMatrix]) -> QuantisedMatrix:
     )
 
 
+def _every(matrix: QuantisedMatrix, step: int) -> QuantisedMatrix:
+    """Return every so many rows of a matrix."""
+    return replace(
+        matrix,
+        codes=matrix.codes[::step],
+        scales=matrix.scales[::step],
+        subs=None if matrix.subs is None else matrix.subs[::step],
+        exact_weights=matrix.exact_weights[::step],
+    )
+
+
 def _share(off: Array, whole: Array) -> float:
     total = float(np.sum(np.square(whole), dtype=np.float64))
     return float(np.sqrt(np.sum(np.square(off), dtype=np.float64) / total)) if total > 0 else 0.0
 
 
-def _check_finite(weights: Mapping[str, Array]) -> None:
+def _check_finite(weights: dict[str, Array]) -> None:
     for name, weight in weights.items():
         if not np.isfinite(weight).all():
             raise CheckpointError(

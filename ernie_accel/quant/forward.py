@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ernie_accel.architecture.config import ModelConfig
 from ernie_accel.arithmetic import rotary_angles, rotate, silu, softmax
@@ -28,6 +29,14 @@ class Attention:
         self._calculator = calculator
         positions = np.concatenate([np.arange(n) for n in lengths])
         self._angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+
+    @property
+    def value_rows(self) -> npt.NDArray[np.int64]:
+        """For each column of the result the row of ``v_proj`` that it is made of."""
+        heads, d = self._config.num_attention_heads, self._config.head_dim
+        group = heads // self._config.num_key_value_heads
+        columns = np.arange(heads * d)
+        return columns // d // group * d + columns % d
 
     def __call__(self, q: Array, k: Array, v: Array) -> Array:
         """Return [T, heads * d] for projected q [T, heads * d], k and v [T, kv_heads * d]."""

@@ -32,6 +32,7 @@ class Recipe:
         exact_every: ... and two of them for every so many columns, so that narrow matrices do not grow.
         down_exact_every: ... in ``down_proj``, which is the widest and has finer groups.
         feedback: Whether codes make up for the rounding of those before them (needs calibration).
+        fold: Whether factors that make activations even are folded into norms and rows before (needs calibration).
         follow: How much of the error of earlier layers the weights make up for, from 0 to 1 (needs ``feedback``).
         clips: Scales that are tried, as shares of the one that clips nothing.
         damping: Share of the mean diagonal that is added to the diagonal of a Gram matrix.
@@ -50,6 +51,7 @@ class Recipe:
     exact_every: int = 64
     down_exact_every: int = 64
     feedback: bool = True
+    fold: bool = True
     follow: float = 0.0
     clips: tuple[float, ...] = (1.0,)
     damping: float = 0.01

@@ -40,15 +40,32 @@ static inline F16 step_error(const Rounding& how, const float* targets, size_t a
   return sum;
 }
 
+// Factors that are tried: below the one that clips nothing clipping may pay, but hardly by more than this.
+inline constexpr int kFactorsBelow = 4;
+
+// The smallest factor, at most 15, with which a block clips nothing, or next to nothing of one sign.
+static inline F16 widest_factor(const Rounding& how, const float* targets, size_t at, size_t n, F16 scale) {
+  F16 top = f_zero();
+  for (size_t i = 0; i < n; ++i)
+    if (!how.exact[at + i]) top = f_max(f_abs(f_load(targets + 16 * i)), top);
+  const F16 factor = f_round(f_fma(top, f_mul(safe_inverse(scale), f_set1(1.0f / 7.5f)), f_set1(0.5f)));
+  return f_min(f_max(factor, f_set1(1.0f)), f_set1(15.0f));
+}
+
+static inline F16 lower_factor(F16 widest, int below) {
+  return f_max(f_sub(widest, f_set1(static_cast<float>(below))), f_set1(1.0f));
+}
+
 // ... of a group at one scale a row; in 4 bits every 16 columns take their best factor.
 static inline F16 scale_error(const Rounding& how, const float* targets, size_t at, size_t n, F16 scale) {
   if (!how.factors) return step_error(how, targets, at, n, scale);
   F16 total = f_zero();
   for (size_t b = 0; b < n; b += kRoundBlock) {
     const size_t some = n - b < kRoundBlock ? n - b : kRoundBlock;
+    const F16 widest = widest_factor(how, targets + 16 * b, at + b, some, scale);
     F16 least = f_set1(INFINITY);
-    for (int factor = 1; factor <= 15; ++factor)
-      least = f_min(step_error(how, targets + 16 * b, at + b, some, f_mul(scale, f_set1(static_cast<float>(factor)))), least);
+    for (int below = 0; below <= kFactorsBelow; ++below)
+      least = f_min(step_error(how, targets + 16 * b, at + b, some, f_mul(scale, lower_factor(widest, below))), least);
     total = f_add(total, least);
   }
   return total;
@@ -107,13 +124,18 @@ static inline F16 try_block(const Rounding& how, const RoundBlock& block, F16 st
   return cost;
 }
 
-static inline F16 best_factor(const Rounding& how, const RoundBlock& block, F16 scale, uint8_t* subs) {
-  float least[16], cost[16], best[16];
+// `targets` are those of the block before its own columns are fed back.
+static inline F16 best_factor(const Rounding& how, const RoundBlock& block, const float* targets, F16 scale,
+                              uint8_t* subs) {
+  const F16 widest = widest_factor(how, targets, block.at, block.n, scale);
+  float least[16], cost[16], best[16], factor[16];
   for (int r = 0; r < 16; ++r) least[r] = INFINITY, best[r] = 0.0f;
-  for (int factor = 1; factor <= 15; ++factor) {
-    f_store(cost, try_block(how, block, f_mul(scale, f_set1(static_cast<float>(factor))), nullptr, nullptr));
+  for (int below = 0; below <= kFactorsBelow; ++below) {
+    const F16 tried = lower_factor(widest, below);
+    f_store(factor, tried);
+    f_store(cost, try_block(how, block, f_mul(scale, tried), nullptr, nullptr));
     for (int r = 0; r < 16; ++r)
-      if (cost[r] < least[r]) least[r] = cost[r], best[r] = static_cast<float>(factor);
+      if (cost[r] < least[r]) least[r] = cost[r], best[r] = factor[r];
   }
   for (int r = 0; r < 16; ++r) subs[r] = static_cast<uint8_t>(best[r]);
   return f_load(best);
@@ -147,16 +169,25 @@ static inline void write_block(const Rounding& how, const RoundBlock& block, con
   }
 }
 
-static inline void round_group(const Rounding& how, const float* weights, size_t at, size_t n, const RoundedPanel& out,
-                               float* sums, float* targets) {
+static inline void set_targets(const Rounding& how, const float* weights, const float* sums, size_t at, size_t n,
+                               float* targets) {
   for (size_t i = 0; i < n; ++i)
     f_store(targets + 16 * i, target_of(how, at + i, f_load(weights + 16 * (at + i)), f_load(sums + 16 * (at + i))));
+}
+
+static inline void round_group(const Rounding& how, const float* weights, size_t at, size_t n, const RoundedPanel& out,
+                               float* sums, float* targets) {
+  set_targets(how, weights, sums, at, n, targets);
   const F16 scale = best_scale(how, targets, at, n);
   f_store_bf16(out.scales + at / how.group * 16, scale);
   float codes[16 * kRoundBlock], errors[16 * kRoundBlock];
   for (size_t b = at; b < at + n; b += kRoundBlock) {
     const RoundBlock block{b, at + n - b < kRoundBlock ? at + n - b : kRoundBlock, weights + 16 * b, sums + 16 * b};
-    const F16 step = how.factors ? f_mul(scale, best_factor(how, block, scale, out.subs + b / kRoundBlock * 16)) : scale;
+    F16 step = scale;
+    if (how.factors) {
+      set_targets(how, weights, sums, b, block.n, targets);
+      step = f_mul(scale, best_factor(how, block, targets, scale, out.subs + b / kRoundBlock * 16));
+    }
     try_block(how, block, step, codes, errors);
     write_block(how, block, codes, out);
     if (how.reach != nullptr) feed_back(how, b, block.n, errors, sums);
