@@ -85,7 +85,16 @@ class Recipe:
             ArgumentError: ``precision`` is neither int8 nor int4.
         """
         if precision == "int8":
-            return cls(precision="int8", bits=8, group=64, down_group=32, head_bits=8, head_group=64)
+            return cls(
+                precision="int8",
+                bits=8,
+                group=64,
+                down_group=32,
+                head_bits=8,
+                head_group=64,
+                feedback=False,  # 255 codes leave nothing to make up for: measured, see docs/design/quantization.md
+                tokens=2048,
+            )
         if precision == "int4":
             return cls(
                 precision="int4",

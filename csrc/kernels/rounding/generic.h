@@ -141,21 +141,23 @@ static inline F16 best_factor(const Rounding& how, const RoundBlock& block, cons
   return f_load(best);
 }
 
+// to += sum over i < n of e[i] * share[i * stride].
+static inline void add_shares(const F16* e, size_t n, const float* share, size_t stride, float* to) {
+  F16 even = f_load(to), odd = f_zero();
+  size_t i = 0;
+  for (; i + 1 < n; i += 2) {
+    even = f_fma(e[i], f_set1(share[i * stride]), even);
+    odd = f_fma(e[i + 1], f_set1(share[(i + 1) * stride]), odd);
+  }
+  if (i < n) even = f_fma(e[i], f_set1(share[i * stride]), even);
+  f_store(to, f_add(even, odd));
+}
+
 // Adds what the block's errors do to later columns.
 static inline void feed_back(const Rounding& how, size_t at, size_t n, const float* errors, float* sums) {
   F16 e[kRoundBlock];
   for (size_t i = 0; i < n; ++i) e[i] = f_load(errors + 16 * i);
-  for (size_t j = at + n; j < how.cols; ++j) {
-    const float* reach = how.reach + j * how.cols + at;
-    F16 even = f_load(sums + 16 * j), odd = f_zero();
-    size_t i = 0;
-    for (; i + 1 < n; i += 2) {
-      even = f_fma(e[i], f_set1(reach[i]), even);
-      odd = f_fma(e[i + 1], f_set1(reach[i + 1]), odd);
-    }
-    if (i < n) even = f_fma(e[i], f_set1(reach[i]), even);
-    f_store(sums + 16 * j, f_add(even, odd));
-  }
+  for (size_t j = at + n; j < how.cols; ++j) add_shares(e, n, how.reach + j * how.cols + at, 1, sums + 16 * j);
 }
 
 static inline void write_block(const Rounding& how, const RoundBlock& block, const float* codes, const RoundedPanel& out) {
@@ -202,34 +204,31 @@ static void round_panel(const Rounding& how, const float* weights, const Rounded
     round_group(how, weights, at, how.cols - at < how.group ? how.cols - at : how.group, out, sums, targets);
 }
 
-// panel[j] -= sum over columns k of a block of panel[k] * R[j][k]; R[j][k] = reach[k * n + j].
-static inline void take_away(const float* reach, size_t n, float* panel, size_t j, size_t begin, size_t end) {
-  F16 sum = f_load(panel + 16 * j);
-  for (size_t k = begin; k < end; ++k) sum = f_sub(sum, f_mul(f_load(panel + 16 * k), f_set1(reach[k * n + j])));
-  f_store(panel + 16 * j, sum);
-}
-
 static void solve_panel(const float* reach, size_t n, float* panel) {
-  // u R^T = b from the last column on, in blocks so that a row of R stays in the cache.
+  F16 solved[kRoundBlock];  // with the sign turned: what is solved is taken away from the rest
+  // u R^T = b from the last column on; R[j][k] = reach[k * n + j].
   for (size_t end = n; end > 0;) {
     const size_t begin = end > kRoundBlock ? end - kRoundBlock : 0;
     for (size_t j = end; j-- > begin;) {
-      take_away(reach, n, panel, j, j + 1, end);
-      f_store(panel + 16 * j, f_div(f_load(panel + 16 * j), f_set1(reach[j * n + j])));
+      add_shares(solved + (j + 1 - begin), end - j - 1, reach + (j + 1) * n + j, n, panel + 16 * j);
+      const F16 u = f_div(f_load(panel + 16 * j), f_set1(reach[j * n + j]));
+      f_store(panel + 16 * j, u);
+      solved[j - begin] = f_sub(f_zero(), u);
     }
-    for (size_t j = 0; j < begin; ++j) take_away(reach, n, panel, j, begin, end);
+    for (size_t j = 0; j < begin; ++j) add_shares(solved, end - begin, reach + begin * n + j, n, panel + 16 * j);
     end = begin;
   }
-  // y R = u from the first column on; row j of reach is column j of R.
-  for (size_t j = 0; j < n; ++j) {
-    F16 even = f_load(panel + 16 * j), odd = f_zero();
-    size_t k = 0;
-    for (; k + 1 < j; k += 2) {
-      even = f_sub(even, f_mul(f_load(panel + 16 * k), f_set1(reach[j * n + k])));
-      odd = f_fma(f_load(panel + 16 * (k + 1)), f_set1(reach[j * n + k + 1]), odd);
+  // y R = u from the first column on; R[k][j] = reach[j * n + k].
+  for (size_t begin = 0; begin < n; begin += kRoundBlock) {
+    const size_t count = n - begin < kRoundBlock ? n - begin : kRoundBlock;
+    for (size_t i = 0; i < count; ++i) {
+      const size_t j = begin + i;
+      add_shares(solved, i, reach + j * n + begin, 1, panel + 16 * j);
+      const F16 y = f_div(f_load(panel + 16 * j), f_set1(reach[j * n + j]));
+      f_store(panel + 16 * j, y);
+      solved[i] = f_sub(f_zero(), y);
     }
-    if (k < j) even = f_sub(even, f_mul(f_load(panel + 16 * k), f_set1(reach[j * n + k])));
-    f_store(panel + 16 * j, f_div(f_sub(even, odd), f_set1(reach[j * n + j])));
+    for (size_t j = begin + count; j < n; ++j) add_shares(solved, count, reach + j * n + begin, 1, panel + 16 * j);
   }
 }
 
