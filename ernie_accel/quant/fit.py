@@ -187,6 +187,7 @@ class _Fit:
         self._calculator, self._recipe, self._kind, self._exact = calculator, recipe, kind, exact
         self._reach: Array | None = None
         self._missing: Array | None = None
+        self._follow = np.float32(recipe.follow * len(seen) / (len(seen) + seen.shape[1]))
         self._weigh: Array | None = None
         if not recipe.feedback:
             self._weigh = mean_squares(seen)
@@ -200,9 +201,7 @@ class _Fit:
 
     def __call__(self, weights: Array) -> QuantisedMatrix:
         if self._missing is not None:
-            weights = weights + np.float32(self._recipe.follow) * self._calculator.multiply(
-                weights, self._missing
-            )
+            weights = weights + self._follow * self._calculator.multiply(weights, self._missing)
         return self._calculator.round(
             weights,
             bits=self._recipe.bits_of(self._kind),

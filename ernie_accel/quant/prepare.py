@@ -47,9 +47,8 @@ def prepare(
     if quantised or checkpoint.info.total_parameters > CALIBRATED or config.head_dim % 16:
         return checkpoint
     backend.estimate(config, options)
-    job = _Job(
-        checkpoint, backend, Recipe.for_precision(cast("QuantPrecision", precision)), options, tokenizer
-    )
+    recipe = Recipe.for_precision(cast("QuantPrecision", precision)).short(checkpoint.info.total_parameters)
+    job = _Job(checkpoint, backend, recipe, options, tokenizer)
     cache = open_cache() if checkpoint.info.total_parameters >= KEPT else None
     return job.cached(cache) if cache else job.in_memory()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ernie_accel.checkpoint.quantised import ActivationGroups, Bits
@@ -11,6 +11,10 @@ from ernie_accel.errors import ArgumentError
 __all__ = ["Kind", "QuantPrecision", "Recipe"]
 
 QuantPrecision = Literal["int8", "int4"]
+
+SMALL = 150_000_000
+"""Parameters up to which a load calibrates with all tokens of the recipe."""
+SHORT_TOKENS = 2048
 
 Kind = Literal["qkv", "o", "gate_up", "down", "head"]
 """Matrices that read one input: query, key and value; output; gate and up; down; the vocabulary head."""
@@ -33,7 +37,8 @@ class Recipe:
         down_exact_every: ... in ``down_proj``, which is the widest and has finer groups.
         feedback: Whether codes make up for the rounding of those before them (needs calibration).
         fold: Whether factors that make activations even are folded into norms and rows before (needs calibration).
-        follow: How much of the error of earlier layers the weights make up for, from 0 to 1 (needs ``feedback``).
+        follow: How much of the error of earlier layers the weights make up for, from 0 to 1 (needs ``feedback``); less
+            where there are few tokens for the width of a matrix.
         clips: Scales that are tried, as shares of the one that clips nothing.
         damping: Share of the mean diagonal that is added to the diagonal of a Gram matrix.
         tokens: Calibration tokens.
@@ -110,6 +115,10 @@ class Recipe:
             )
         raise ArgumentError(f"precision={precision!r}: must be int8 or int4")
 
+    def short(self, parameters: int) -> Recipe:
+        """Return the recipe for a load, which should not take longer than half a minute: large models see less text."""
+        return replace(self, tokens=min(self.tokens, SHORT_TOKENS)) if parameters > SMALL else self
+
     def bits_of(self, kind: Kind) -> Bits:
         """Bits of a code."""
         return self.head_bits if kind == "head" else self.bits
@@ -130,12 +139,14 @@ class Recipe:
 
     def describe(self, source: str) -> str:
         """One sentence for ``model.info``; ``source`` says what it was calibrated on, "" for nothing."""
+        smooth = "smoothed" if source and self.fold else ""
         kept = f"up to {self.exact_most} exact columns a matrix" if source and self.exact_most else ""
         fed = "rounding errors fed back (GPTQ)" if source and self.feedback else "rounded to nearest"
         parts = [
             f"{self.bits}-bit weights in groups of {self.group}",
             f"{self.head_bits}-bit head",
             kept,
+            smooth,
             fed,
             f"calibrated on {source}" if source else "without data",
         ]

@@ -47,7 +47,8 @@ def test_the_directory_computes_what_loading_does(source: Path, precision: Any, 
         assert model.tokenizer is not None
         assert model.info.precision == precision
         assert model.info.recipe == direct.info.recipe == report.recipe
-        assert "calibrated on 8,192 tokens of the built-in text" in report.recipe
+        tokens = "2,048" if precision == "int8" else "8,192"
+        assert f"calibrated on {tokens} tokens of the built-in text" in report.recipe
         assert (
             model.generate("the", max_tokens=4, seed=1).text
             == direct.generate("the", max_tokens=4, seed=1).text

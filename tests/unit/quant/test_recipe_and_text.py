@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def test_impossible_recipes_say_so(change: dict[str, Any], message: str) -> None
         Recipe(precision="int8", bits=8, head_bits=8, **{**sizes, **change})
 
 
+def test_a_load_of_a_large_model_sees_less_text() -> None:
+    recipe = Recipe.for_precision("int4")
+    assert recipe.short(6_000_000) == recipe
+    assert recipe.short(360_000_000).tokens == 2048 < recipe.tokens
+    assert replace(recipe, tokens=100).short(360_000_000).tokens == 100
+
+
 def test_unknown_precision() -> None:
     with pytest.raises(ArgumentError, match="int3"):
         Recipe.for_precision("int3")  # type: ignore[arg-type]
@@ -52,7 +60,7 @@ def test_unknown_precision() -> None:
 
 def test_description_says_what_was_done() -> None:
     assert Recipe.for_precision("int4").describe("8,192 tokens of the built-in text") == (
-        "4-bit weights in groups of 128, 6-bit head, up to 8 exact columns a matrix, rounding errors fed back (GPTQ), "
+        "4-bit weights in groups of 128, 6-bit head, up to 8 exact columns a matrix, smoothed, rounding errors fed back (GPTQ), "
         "calibrated on 8,192 tokens of the built-in text."
     )
     assert "without data" in RECIPE.describe("")
