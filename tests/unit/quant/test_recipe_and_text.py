@@ -60,8 +60,8 @@ def test_unknown_precision() -> None:
 
 def test_description_says_what_was_done() -> None:
     assert Recipe.for_precision("int4").describe("8,192 tokens of the built-in text") == (
-        "4-bit weights in groups of 128, 6-bit head, up to 8 exact columns a matrix, smoothed, rounding errors fed back (GPTQ), "
-        "calibrated on 8,192 tokens of the built-in text."
+        "4-bit weights in groups of 128, 6-bit head, up to 8 exact columns a matrix, smoothed, "
+        "rounding errors fed back (GPTQ), calibrated on 8,192 tokens of the built-in text."
     )
     assert "without data" in RECIPE.describe("")
     assert "exact" not in RECIPE.describe("")
