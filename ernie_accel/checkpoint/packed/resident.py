@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
@@ -18,15 +19,23 @@ def read_into_memory(path: Path, threads: int) -> mmap.mmap:
     """Read a file with several threads: what takes the time is the system making the memory. Raises OSError."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        memory = mmap.mmap(-1, max(1, -(-size // _LARGE_PAGE)) * _LARGE_PAGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel without large pages
-                memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = _memory(max(1, -(-size // _LARGE_PAGE)) * _LARGE_PAGE)
         parts = max(1, min(threads, 8))
         bounds = [size * part // parts for part in range(parts + 1)]
         with memoryview(memory) as view, ThreadPoolExecutor(parts) as pool:
             for job in [pool.submit(_read, path, view[a:b], a) for a, b in pairwise(bounds)]:
                 job.result()
+    return memory
+
+
+def _memory(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    # private: pages that could be shared with a child are small ones
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without large pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
