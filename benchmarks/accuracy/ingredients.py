@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="SmolLM2's file, instead of a download")
     parser.add_argument("--poems", type=int, default=100, help="held-out poems, for the poet")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens, for SmolLM2")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows of the table, by their beginnings")
     args = parser.parse_args()
     path = POET if args.model == "poet" else smollm2.ensure(args.gguf)
     print("| | KL, nats a token | perplexity | same top token | bits a weight |\n|---|---|---|---|---|")
@@ -65,6 +66,8 @@ def main() -> None:
         else:
             judged = texts.wikitext_windows(args.data, reference.tokenizer, args.windows, 512)
         for label, recipe, calibrated in variants(args.precision):
+            if args.only and not label.startswith(tuple(args.only)):
+                continue
             with open_checkpoint(path) as checkpoint:
                 quantised = quantise(checkpoint, path, recipe, calibrated)
                 found = compare(reference, SimulatedModel(quantised, scheme_of(quantised, recipe)), judged)

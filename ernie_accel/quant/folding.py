@@ -23,7 +23,7 @@ __all__ = ["choose_factors", "divided_rows", "scaled"]
 STRENGTHS = (0.25, 0.5, 0.75)
 """Factors that are tried are the root mean squares of the inputs to these powers."""
 SAMPLE = 256
-ROWS = 1024
+ROWS = 256
 WORTH = 0.98
 """Share of the error that must be left at most: less than that is chance."""
 
