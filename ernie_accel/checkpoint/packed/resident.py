@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,8 @@ _LARGE_PAGE = 2 << 20
 
 def read_into_memory(path: Path, threads: int) -> mmap.mmap:
     """Read a file with several threads: what takes the time is the system making the memory. Raises OSError."""
+    from concurrent.futures import ThreadPoolExecutor  # takes longer to import than a mapped model to load
+
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         memory = _memory(max(1, -(-size // _LARGE_PAGE)) * _LARGE_PAGE)
