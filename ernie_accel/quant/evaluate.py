@@ -22,7 +22,7 @@ __all__ = ["Comparison", "HasLogits", "compare", "compare_all"]
 Logits = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 """Size of the float64 copy of the rows that are looked at together."""
 
 
@@ -85,8 +85,8 @@ def compare_all(
 ) -> dict[str, Comparison]:
     """Judge several models beside one reference, whose logits are computed once.
 
-    The logits of one sequence are held twice, 8 bytes for each of its tokens and each id of the vocabulary: cut long
-    texts to windows.
+    The logits of one sequence are held for the reference and each model, 4 bytes for each of its tokens and each id of
+    the vocabulary: cut long texts to windows.
 
     Args:
         reference: What is taken for true.
@@ -104,14 +104,9 @@ def compare_all(
     done = 0
     for ids in sequences:
         base = _finite(reference.logits(ids), "the reference")
-        for name, model in models.items():
-            other = _finite(model.logits(ids), repr(name))
-            if other.shape != base.shape:
-                raise ArgumentError(
-                    f"model {name!r} gives logits of shape {other.shape}, the reference {base.shape}: "
-                    "both must have one vocabulary"
-                )
-            _add_sequence(sums[name], base, other, np.asarray(ids, np.int64))
+        others = {name: _finite(model.logits(ids), repr(name)) for name, model in models.items()}
+        _check_shapes(base, others)
+        _add_sequence(sums, base, others, np.asarray(ids, np.int64))
         done += len(ids)
         if progress is not None:
             progress("evaluate", done, total)
@@ -122,6 +117,15 @@ def _finite(logits: Logits, whose: str) -> Logits:
     if not np.isfinite(logits).all():
         raise ArgumentError(f"logits of {whose} are no finite numbers")
     return logits
+
+
+def _check_shapes(base: Logits, others: Mapping[str, Logits]) -> None:
+    for name, other in others.items():
+        if other.shape != base.shape:
+            raise ArgumentError(
+                f"model {name!r} gives logits of shape {other.shape}, the reference {base.shape}: "
+                "both must have one vocabulary"
+            )
 
 
 class _Sums:
@@ -166,16 +170,22 @@ def _standard_error(mean: float, squares: float, count: int) -> float:
     return math.sqrt(max(squares / count - mean * mean, 0.0) / count)
 
 
-def _add_sequence(sums: _Sums, base: Logits, other: Logits, ids: npt.NDArray[np.int64]) -> None:
+def _add_sequence(
+    sums: Mapping[str, _Sums], base: Logits, others: Mapping[str, Logits], ids: npt.NDArray[np.int64]
+) -> None:
     rows = max(1, BLOCK_BYTES // (8 * base.shape[1]))
     for first in range(0, len(ids), rows):
         block = slice(first, first + rows)
-        p, q = _log_softmax(base[block]), _log_softmax(other[block])
         following = ids[first + 1 : first + rows + 1]
         at = np.arange(len(following)), following
-        sums.add_losses(-p[at], -q[at])
-        agreed = base[block].argmax(axis=1) == other[block].argmax(axis=1)
-        sums.add_rows(_divergence(p, q), int(agreed.sum()))
+        p = _log_softmax(base[block])
+        weights = np.exp(p)
+        best = base[block].argmax(axis=1)
+        for name, other in others.items():
+            q = _log_softmax(other[block])
+            sums[name].add_losses(-p[at], -q[at])
+            agreed = other[block].argmax(axis=1) == best
+            sums[name].add_rows(_divergence(p, weights, q), int(agreed.sum()))
 
 
 def _log_softmax(logits: Logits) -> Values:
@@ -185,9 +195,9 @@ def _log_softmax(logits: Logits) -> Values:
     return z
 
 
-def _divergence(p: Values, q: Values) -> Values:
-    """KL of each row of log-probabilities; rounding may make nothing a little less than nothing."""
+def _divergence(p: Values, weights: Values, q: Values) -> Values:
+    """KL of each row; ``weights`` is exp(p). Rounding may make nothing a little less than nothing."""
     products = p - q
-    products *= np.exp(p)
+    products *= weights
     sums: Values = products.sum(axis=1)
     return np.maximum(sums, 0.0)
