@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import ernie_accel as ea
+from ernie_accel import QuantizationReport
 from ernie_accel.checkpoint import open_checkpoint
+from ernie_accel.quant import QuantPrecision
 from ernie_accel.quant.evaluate import HasLogits
 from ernie_accel.types import Precision
 
 from .rounding import integers, q4_0, q8_0
 from .simulate import Recipe, RoundedCheckpoint, Scheme, SimulatedModel, body_and_head
+
+
+FOLDER = Path(__file__).parents[2] / "build/accuracy"
 
 
 class Closable(HasLogits, Protocol):
@@ -24,22 +30,24 @@ class Closable(HasLogits, Protocol):
         ...
 
 
+Loader = Callable[[Path], Closable]
+KvPrecision = Precision | Literal["auto"]
+
+
 @dataclass(frozen=True)
 class Candidate:
     """How to load one, and a sentence on what it is (without the full stop)."""
 
-    load: Callable[[Path], Closable]
+    load: Loader
     about: str
 
 
-def native(
-    precision: Precision, kv_precision: Precision | Literal["auto"] = "auto"
-) -> Callable[[Path], ea.Model]:
+def native(precision: Precision, kv_precision: KvPrecision = "auto") -> Loader:
     """Load with the library."""
     return lambda path: ea.Model.load(path, precision=precision, kv_precision=kv_precision, progress=False)
 
 
-def rounded(recipe: Recipe) -> Callable[[Path], ea.Model]:
+def rounded(recipe: Recipe) -> Loader:
     """Weights rounded, then everything in the library's float32."""
 
     def load(path: Path) -> ea.Model:
@@ -50,7 +58,7 @@ def rounded(recipe: Recipe) -> Callable[[Path], ea.Model]:
     return load
 
 
-def simulated(recipe: Recipe) -> Callable[[Path], SimulatedModel]:
+def simulated(recipe: Recipe) -> Loader:
     """Weights and inputs rounded, the rest in NumPy's float32."""
 
     def load(path: Path) -> SimulatedModel:
@@ -65,11 +73,29 @@ def everywhere(scheme: Scheme) -> Recipe:
     return body_and_head(scheme, scheme)
 
 
+def quantised(precision: QuantPrecision, kv_precision: KvPrecision = "auto") -> Loader:
+    """Load the directory that ``ea.quantize`` makes, as it lies."""
+    return lambda path: ea.Model.load(directory(path, precision), kv_precision=kv_precision, progress=False)
+
+
+def directory(path: Path, precision: QuantPrecision) -> Path:
+    """Where the quantised twin of a checkpoint lies; ``build`` is no part of the repository."""
+    return FOLDER / f"{path.parent.name if path.name == 'model' else path.name}-{precision}"
+
+
+def quantise(path: Path, precision: QuantPrecision) -> QuantizationReport:
+    """Make that directory anew, with the library's own calibration text."""
+    target = directory(path, precision)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    return ea.quantize(path, target, precision=precision)
+
+
 CANDIDATES: Mapping[str, Candidate] = {
-    "int8": Candidate(native("int8"), '`precision="int8"`, cache in bf16'),
-    "int8, int8 cache": Candidate(native("int8", "int8"), '`precision="int8", kv_precision="int8"`'),
-    "int4": Candidate(native("int4"), '`precision="int4"`, cache in bf16'),
-    "int4, int8 cache": Candidate(native("int4", "int8"), '`precision="int4", kv_precision="int8"`'),
+    "int8": Candidate(quantised("int8"), '`ea.quantize(precision="int8")`, cache in bf16'),
+    "int8, int8 cache": Candidate(quantised("int8", "int8"), 'the same with `kv_precision="int8"`'),
+    "int4": Candidate(quantised("int4"), '`ea.quantize(precision="int4")`, cache in bf16'),
+    "int4, int8 cache": Candidate(quantised("int4", "int8"), 'the same with `kv_precision="int8"`'),
     "bf16": Candidate(native("bf16"), '`precision="bf16"`'),
     "fp32, int8 cache": Candidate(
         native("fp32", "int8"), '`precision="fp32", kv_precision="int8"`: the cache alone'

@@ -23,7 +23,7 @@ def table(result: Mapping[str, Any]) -> str:
     rows = [row(name, figures) for name, figures in result["models"].items()]
     reference = f"| fp32 | {first['reference_perplexity']:.3f} | | | |"
     head = [f"| {' | '.join(TITLES)} |", "|---|---|---|---|---|", reference]
-    return "\n".join([*head, *rows, *words(result), "", conditions(result)])
+    return "\n".join([*head, *rows, *bits(result), *words(result), "", conditions(result)])
 
 
 def row(name: str, figures: Mapping[str, float]) -> str:
@@ -33,6 +33,17 @@ def row(name: str, figures: Mapping[str, float]) -> str:
         f"| {name} | {change:+.2f} % ± {error:.2f} | {figures['kl']:.5f} ± {figures['kl_error']:.5f} "
         f"| {figures['kl_max']:.2f} | {100 * figures['top1']:.2f} % |"
     )
+
+
+def bits(result: Mapping[str, Any]) -> list[str]:
+    """Bits a weight by class, everything counted, and how the codes were chosen."""
+    if not result["bits"]:
+        return []
+    lines = ["", "| | bits a weight, by class | recipe |", "|---|---|---|"]
+    for precision, by_class in result["bits"].items():
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in by_class.items())
+        lines.append(f"| {precision} | {listed} | {result['recipes'][precision]} |")
+    return lines
 
 
 def words(result: Mapping[str, Any]) -> list[str]:

@@ -8,15 +8,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ernie_accel as ea
 from ernie_accel.bench.machine import describe, versions
 from ernie_accel.progress import reporting
+from ernie_accel.quant import QuantPrecision
 from ernie_accel.quant.evaluate import Comparison, compare_all
 
 from . import smollm2, texts
-from .candidates import CANDIDATES
+from .candidates import CANDIDATES, quantise
 from .last_words import right
 from .publish import publish, table
 
@@ -66,6 +67,11 @@ def main() -> None:
 def measure(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Everything about one trained model."""
     names = args.only or list(CANDIDATES)
+    reports = {
+        precision: quantise(path, precision)
+        for precision in get_args(QuantPrecision)
+        if any(candidate.startswith(precision) for candidate in names)
+    }
     with ea.Model.load(path, precision="fp32", progress=False) as reference:
         sequences = read(name, reference, args)
         found = compare_in_turn(reference, path, names, sequences)
@@ -83,6 +89,8 @@ def measure(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
             key: {**asdict(value), "perplexity_change": value.perplexity_change}
             for key, value in found.items()
         },
+        "bits": {precision: report.bits_per_weight for precision, report in reports.items()},
+        "recipes": {precision: report.recipe for precision, report in reports.items()},
         "last_words": words,
     }
 
