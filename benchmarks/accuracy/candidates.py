@@ -18,7 +18,6 @@ from ernie_accel.types import Precision
 from .rounding import integers, q4_0, q8_0
 from .simulate import Recipe, RoundedCheckpoint, Scheme, SimulatedModel, body_and_head
 
-
 FOLDER = Path(__file__).parents[2] / "build/accuracy"
 
 

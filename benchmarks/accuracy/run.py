@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -78,7 +79,7 @@ def measure(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
         words = last_words(reference, path, names, args) if name == "smollm2" and args.passages else None
     return {
         "name": name,
-        "command": " ".join(["scripts/bench accuracy", *sys.argv[1:]]),
+        "command": shlex.join(["scripts/bench", "accuracy", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": describe(),
         "versions": {"ernie-accel": ea.__version__, **versions(["numpy", "tokenizers"])},

@@ -18,7 +18,7 @@ DATA = Path(__file__).parents[3] / "shared/data"
 WIKITEXT = "wikitext-2-raw/wiki.test.raw.xz"
 POEMS = "chinese-poetry/valid.jsonl.xz"
 
-CONTEXT_WORDS = (40, 160)
+CONTEXT_WORDS = (40, 60)
 """Fewest and most words of context."""
 
 WORD_LETTERS = 4
@@ -33,7 +33,7 @@ _SPACED = (
 )
 _SENTENCE = re.compile(r"[a-z)\"] ?(\.) (?=[A-Z])|(\.)$")
 _WORD = re.compile(r"[\w'-]+")
-_LAST_WORD = re.compile(r"^(.*\s)([a-z]+)$", re.DOTALL)
+_LAST_WORD = re.compile(r"^(.*\s)([A-Za-z]+)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def poems(data: Path, tokenizer: Tokenizer, count: int | None = None) -> list[li
 def passages(data: Path, count: int) -> list[Passage]:
     """English passages in the manner of LAMBADA (Paperno et al. 2016), spread evenly over WikiText-2's test split.
 
-    Each ends before the last word of a sentence and has the 40 to 160 words before it, of this paragraph and the one
-    before. The word has at least four letters, all small, and stands in the context already, so that a reader of the
+    Each ends before the last word of a sentence and has the 40 to 60 words before it, of this paragraph and the one
+    before. The word has at least four letters and stands in the context already, so that a reader of the
     whole context can guess it. The choice looks at the text alone, never at a model.
     """
     found: list[Passage] = []
