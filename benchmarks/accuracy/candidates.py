@@ -82,9 +82,11 @@ def directory(path: Path, precision: QuantPrecision) -> Path:
     return FOLDER / f"{path.parent.name if path.name == 'model' else path.name}-{precision}"
 
 
-def quantise(path: Path, precision: QuantPrecision) -> QuantizationReport:
-    """Make that directory anew, with the library's own calibration text."""
+def quantise(path: Path, precision: QuantPrecision, keep: bool) -> QuantizationReport:
+    """Make that directory, with the library's own calibration text; ``keep`` leaves one that is there as it is."""
     target = directory(path, precision)
+    if keep and target.exists():
+        return QuantizationReport.load(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     return ea.quantize(path, target, precision=precision)

@@ -14,16 +14,22 @@ TITLES = ("", "perplexity", "KL, nats a token", "largest KL", "same top token")
 TEXTS = {
     "poet": "{sequences} held-out poems, {tokens:,} tokens",
     "smollm2": "WikiText-2's test split, {sequences} windows of 512 tokens",
+    "last-words": "{passages:,} passages of WikiText-2's test split",
 }
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Markdown: one row a candidate, then last words, then the conditions."""
+    """Markdown: what was found, then the conditions."""
+    rows = words(result) if result["name"] == "last-words" else [*models(result), *bits(result)]
+    return "\n".join([*rows, "", conditions(result)])
+
+
+def models(result: Mapping[str, Any]) -> list[str]:
+    """One row a candidate, after fp32."""
     first = next(iter(result["models"].values()))
     rows = [row(name, figures) for name, figures in result["models"].items()]
     reference = f"| fp32 | {first['reference_perplexity']:.3f} | | | |"
-    head = [f"| {' | '.join(TITLES)} |", "|---|---|---|---|---|", reference]
-    return "\n".join([*head, *rows, *bits(result), *words(result), "", conditions(result)])
+    return [f"| {' | '.join(TITLES)} |", "|---|---|---|---|---|", reference, *rows]
 
 
 def row(name: str, figures: Mapping[str, float]) -> str:
@@ -47,15 +53,12 @@ def bits(result: Mapping[str, Any]) -> list[str]:
 
 
 def words(result: Mapping[str, Any]) -> list[str]:
-    """The table of last words, if they were asked for."""
-    found = result["last_words"]
-    if found is None:
-        return []
-    count, counts = found["passages"], found["right"]
-    lines = ["", f"| last word right, of {count:,} | points | beside fp32 |", "|---|---|---|"]
+    """How many last words were right, and how many points that is beside fp32."""
+    count, counts = result["passages"], result["right"]
+    lines = [f"| | last words right, of {count:,} | points beside fp32 |", "|---|---|---|"]
     for name, right in counts.items():
         beside = "" if name == "fp32" else f"{100 * (right - counts['fp32']) / count:+.1f}"
-        lines.append(f"| {name} | {100 * right / count:.1f} | {beside} |")
+        lines.append(f"| {name} | {right} | {beside} |")
     return lines
 
 

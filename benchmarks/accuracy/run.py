@@ -12,28 +12,28 @@ from pathlib import Path
 from typing import Any, get_args
 
 import ernie_accel as ea
+from ernie_accel import QuantizationReport
 from ernie_accel.bench.machine import describe, versions
 from ernie_accel.progress import reporting
 from ernie_accel.quant import QuantPrecision
 from ernie_accel.quant.evaluate import Comparison, compare_all
 
 from . import smollm2, texts
-from .candidates import CANDIDATES, quantise
+from .candidates import CANDIDATES, native, quantise
 from .last_words import right
 from .publish import publish, table
 
 ROOT = Path(__file__).parents[2]
 POET = ROOT / "examples/poet/model"
 WINDOW = 512
+PARTS = ["poet", "smollm2", "last-words"]
 LAST_WORDS = ("int8", "int8, int8 cache", "int4")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench accuracy", description=__doc__)
-    parser.add_argument(
-        "models", nargs="*", default=["poet", "smollm2"], help="poet, smollm2; both by default"
-    )
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--data", type=Path, default=texts.DATA, help="folder with the texts")
     parser.add_argument(
         "--gguf", type=Path, help="SmolLM2's file or the wheel with it, instead of a download"
@@ -41,12 +41,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(CANDIDATES)}")
     parser.add_argument("--windows", type=int, default=64, help=f"of {WINDOW} tokens, for SmolLM2")
     parser.add_argument("--poems", type=int, default=1000, help="held-out poems, drawn at random, of 3,336")
-    parser.add_argument("--passages", type=int, default=1000, help="for last words; 0 leaves them out")
+    parser.add_argument("--passages", type=int, default=1000, help="of which the last word is asked for")
+    parser.add_argument(
+        "--keep", action="store_true", help="use quantised directories that an earlier run made"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print, and write nothing")
     args = parser.parse_args()
-    for name in args.models:
-        if name not in ("poet", "smollm2"):
-            parser.error(f"{name}: must be poet or smollm2")
+    for name in args.parts:
+        if name not in PARTS:
+            parser.error(f"{name}: must be of {', '.join(PARTS)}")
     for name in args.only or ():
         if name not in CANDIDATES:
             parser.error(f"--only {name!r}: must be of {', '.join(CANDIDATES)}")
@@ -56,33 +59,43 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write down."""
     args = parse_arguments()
-    for name in args.models:
-        path = POET if name == "poet" else smollm2.ensure(args.gguf)
-        result = measure(name, path, args)
+    for part in args.parts:
+        path = POET if part == "poet" else smollm2.ensure(args.gguf)
+        result = {**about(part), **(last_words if part == "last-words" else measure)(part, path, args)}
         print(table(result), flush=True)
         if not args.dry_run:
             for page in publish(result, ROOT):
                 print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)
 
 
-def measure(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one trained model."""
-    names = args.only or list(CANDIDATES)
-    reports = {
-        precision: quantise(path, precision)
-        for precision in get_args(QuantPrecision)
-        if any(candidate.startswith(precision) for candidate in names)
-    }
-    with ea.Model.load(path, precision="fp32", progress=False) as reference:
-        sequences = read(name, reference, args)
-        found = compare_in_turn(reference, path, names, sequences)
-        words = last_words(reference, path, names, args) if name == "smollm2" and args.passages else None
+def about(part: str) -> dict[str, Any]:
+    """What every result says of itself."""
     return {
-        "name": name,
+        "name": part,
         "command": shlex.join(["scripts/bench", "accuracy", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": describe(),
         "versions": {"ernie-accel": ea.__version__, **versions(["numpy", "tokenizers"])},
+    }
+
+
+def reports_of(path: Path, names: Sequence[str], keep: bool) -> dict[str, QuantizationReport]:
+    """Quantise for every precision that a candidate needs."""
+    return {
+        precision: quantise(path, precision, keep)
+        for precision in get_args(QuantPrecision)
+        if any(name.startswith(precision) for name in names)
+    }
+
+
+def measure(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Perplexity, KL and agreement of one trained model's candidates."""
+    names = args.only or list(CANDIDATES)
+    reports = reports_of(path, names, args.keep)
+    with ea.Model.load(path, precision="fp32", progress=False) as reference:
+        sequences = read(name, reference, args)
+        found = compare_in_turn(reference, path, names, sequences)
+    return {
         "sequences": len(sequences),
         "tokens": texts.total(sequences),
         "about": {candidate: CANDIDATES[candidate].about for candidate in names},
@@ -92,7 +105,6 @@ def measure(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
         },
         "bits": {precision: report.bits_per_weight for precision, report in reports.items()},
         "recipes": {precision: report.recipe for precision, report in reports.items()},
-        "last_words": words,
     }
 
 
@@ -117,18 +129,18 @@ def compare_in_turn(
             model.close()
 
 
-def last_words(
-    reference: ea.Model, path: Path, names: Sequence[str], args: argparse.Namespace
-) -> dict[str, Any]:
+def last_words(name: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """How many passages end in the right word, for float32 and for some of the candidates."""
     passages = texts.passages(args.data, args.passages)
-    counts = {"fp32": sum(right(reference, passages))}
-    for name in names:
-        if name in LAST_WORDS:
-            model = CANDIDATES[name].load(path)
-            assert isinstance(model, ea.Model)
-            with model:
-                counts[name] = sum(right(model, passages))
+    names = [candidate for candidate in LAST_WORDS if candidate in (args.only or LAST_WORDS)]
+    reports_of(path, names, args.keep)
+    counts: dict[str, int] = {}
+    for candidate in ("fp32", *names):
+        load = CANDIDATES[candidate].load if candidate in CANDIDATES else native("fp32")
+        model = load(path)
+        assert isinstance(model, ea.Model)
+        with model:
+            counts[candidate] = sum(right(model, passages))
     return {"passages": len(passages), "right": counts}
 
 
