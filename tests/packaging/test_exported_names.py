@@ -31,6 +31,7 @@ NAMES = [
     "NativeOptions",
     "Precision",
     "Progress",
+    "QuantizationReport",
     "QueueFullError",
     "Report",
     "SamplingParams",
@@ -45,6 +46,7 @@ NAMES = [
     "backends",
     "doctor",
     "inspect",
+    "quantize",
     "testing",
 ]
 MODEL = [
