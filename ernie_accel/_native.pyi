@@ -59,6 +59,7 @@ class Config:
     group: int
     down_group: int
     head_group: int
+    whole_head: bool
     max_context: int
     max_step_tokens: int
     max_sequences: int

@@ -160,6 +160,7 @@ void bind_config(nb::module_& m) {
       .def_rw("group", &Config::group)
       .def_rw("down_group", &Config::down_group)
       .def_rw("head_group", &Config::head_group)
+      .def_rw("whole_head", &Config::whole_head)
       .def_rw("max_context", &Config::max_context)
       .def_rw("max_step_tokens", &Config::max_step_tokens)
       .def_rw("max_sequences", &Config::max_sequences)

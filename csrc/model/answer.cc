@@ -7,13 +7,7 @@
 namespace ernie {
 
 void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs) {
-  struct Row {
-    size_t token;
-    float* hidden;
-    float* logits;
-    size_t step, index;
-  };
-  std::vector<Row> rows;
+  std::vector<AnswerRow> rows;
   size_t token = 0;
   for (size_t s = 0; s < batch.size(); ++s) {
     token += batch[s].ids.size();
@@ -26,7 +20,7 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
     }
   }
   // Rows that want logits go first, so that the head multiplies those alone.
-  const auto middle = std::stable_partition(rows.begin(), rows.end(), [](const Row& row) { return row.logits != nullptr; });
+  const auto middle = std::stable_partition(rows.begin(), rows.end(), [](const AnswerRow& row) { return row.logits != nullptr; });
   const size_t with_logits = static_cast<size_t>(middle - rows.begin());
   const Matrix& head = weights_.head().view;
   const Rows input = grouped(scratch_.input, head);
@@ -40,7 +34,7 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
       kernels_.prepare(head, row, 0, width, input, i);
     }
   });
-  if (with_logits == 0) return;
+  if (with_logits == 0 || draw_from_bounds(batch, rows, with_logits, input, outputs)) return;
   multiply(head, input, with_logits, scratch_.panels_per_task(),
            [&](size_t i, size_t panel, size_t panels, const float* tile) {
              const size_t first = panel * kPanelRows;
@@ -49,7 +43,7 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
            });
   mark(Part::head, weights_.head().bytes());
   pool_.run(with_logits, [&](size_t i, int thread) {
-    const Row& row = rows[i];
+    const AnswerRow& row = rows[i];
     if (batch[row.step].output != Output::select) return;
     Drawn drawn = select_row(kernels_.select, batch[row.step].select, row.logits, config_.vocab,
                              positions_[row.token] + 1, scratch_.select(thread));

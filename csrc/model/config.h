@@ -26,6 +26,7 @@ struct Config {
   size_t group = 64;       // of every matrix but the next two
   size_t down_group = 32;  // ... of the down projections, whose inputs have the widest range
   size_t head_group = 64;  // ... of the vocabulary head
+  bool whole_head = false;  // never draws from bounds of a nested head
   size_t max_context = 0, max_step_tokens = 0, max_sequences = 0, max_pages = 0;
 
   // The head is nested, of 6 bits in an int4 model, where it is not given in codes.

@@ -82,6 +82,10 @@ Scratch::Scratch(const Config& c, int threads) : select_(static_cast<size_t>(thr
   layout.rows(&slot_inner, c.precision, slots, c.expert_intermediate, {c.down_group});
   layout.floats(&slot_out, slots * hidden);
   layout.floats(&router, tokens * round_up(c.experts, 16));
+  const size_t bounds = is_quantised(c.precision) ? kBoundRows * div_up(c.vocab, kPanelRows) : 0;
+  layout.floats(&lower, bounds);
+  layout.floats(&upper, bounds);
+  layout.floats(&spread, bounds == 0 ? 0 : kBoundRows * div_up(hidden, c.head_group));
   linear_bytes_ = 0;
   for (size_t cols : {hidden, heads, inner_width, c.expert_intermediate})
     linear_bytes_ = std::max(linear_bytes_, round_up(linear_scratch_bytes(round_up(cols, 16)), kAlign));

@@ -37,6 +37,11 @@ class Scratch {
   float* slot_out;    // [tokens * k][padded hidden]
   float* router;      // [tokens][experts rounded up to 16]
 
+  // Bounds of the head's panels, [kBoundRows][panels], and of the groups of its activations, [kBoundRows][groups].
+  float* lower;
+  float* upper;
+  float* spread;
+
   size_t panels_per_task() const { return panels_per_task_; }
   // A tile of kRowsPerBlock rows of one task, for each thread.
   float* tile(int thread) const { return arena_.at<float>(tile_) + static_cast<size_t>(thread) * tile_floats_; }
@@ -53,6 +58,7 @@ class Scratch {
 
   static constexpr size_t kRowsPerBlock = 256;     // a multiple of every tile's rows
   static constexpr size_t kTokensPerAttention = 32;
+  static constexpr size_t kBoundRows = 4;  // more rows make the whole head the faster way
 
   // Grows at the first draw that needs it, a few times the vocabulary.
   SelectScratch& select(int thread) { return select_[static_cast<size_t>(thread)]; }

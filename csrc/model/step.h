@@ -45,6 +45,18 @@ class StepRun {
     uint32_t token, expert;
     float weight;
   };
+  // A position that is answered for: row `index` of a step's answers, with the memory that hidden states or logits go to.
+  struct AnswerRow {
+    size_t token;
+    float* hidden;
+    float* logits;
+    size_t step, index;
+  };
+  // A panel of the head that may hold one of a row's best logits, and where its logits go.
+  struct KeptPanel {
+    size_t row, panel;
+    float* logits;
+  };
 
   template <typename Body>
   void for_each(size_t count, const Body& body);
@@ -93,6 +105,14 @@ class StepRun {
   size_t cache_bytes() const;
 
   void answer(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
+  // False if it is not the way to draw for these `count` rows; nothing has changed then.
+  bool draw_from_bounds(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count,
+                        const Rows& input, std::vector<StepOutput>& outputs);
+  void bound_head(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count, const Rows& input);
+  std::vector<KeptPanel> keep_panels(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count);
+  bool multiply_kept(const std::vector<KeptPanel>& kept, const Rows& input);
+  void draw_kept(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count,
+                 const std::vector<KeptPanel>& kept, std::vector<StepOutput>& outputs);
 
   static constexpr size_t kSerialRows = 8;
   static constexpr size_t kTasksPerThread = 8;  // threads then wait for one another at most an eighth of a region

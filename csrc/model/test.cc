@@ -240,9 +240,43 @@ void test_model(bool moe, Precision precision, Isa isa) {
   }
 }
 
+// Draws from bounds are those from all logits, alone and three in a batch, and most are made from bounds.
+void test_nested_head() {
+  for (Precision precision : {Precision::int8, Precision::int4}) {
+    Config c = small(false);
+    c.vocab = 40007, c.hidden = 96, c.precision = precision;
+    std::vector<int32_t> drawn[2];
+    size_t from_bounds = 0;
+    for (bool whole : {false, true}) {
+      c.whole_head = whole;
+      Model model(c, supported_isas().back(), 2);
+      Filler().fill(model);
+      for (int32_t first = 0; first < 60; ++first) {
+        model.profile(true);
+        std::vector<StepInput> batch;
+        for (int i = 0; i < 1 + first % 3; ++i) {
+          batch.push_back(step(model.open(), {first * 7 + i + 1}, 1));
+          batch.back().output = Output::select;
+          batch.back().select.temperature = first % 2 == 0 ? 0.0 : 0.7;
+          batch.back().select.top_k = first % 2 == 0 ? 0 : 5;
+          batch.back().select.vocab_limit = 40000;
+          batch.back().select.seed = static_cast<uint64_t>(first);
+        }
+        for (const StepOutput& output : model.forward(batch)) drawn[whole].push_back(output.drawn[0].token);
+        for (const StepInput& input : batch) model.free(input.sequence);
+        const Profile::Entry head = model.profile(false).entries()[static_cast<size_t>(Part::head)];
+        from_bounds += head.bytes < model.packed_weights().head().bytes();
+      }
+    }
+    CHECK(drawn[0] == drawn[1]);
+    CHECK(from_bounds >= 20 && from_bounds <= 60);
+  }
+}
+
 }  // namespace
 
 int main() {
+  test_nested_head();
   test_cache();
   test_cache_shares_to_the_last_page();
   test_sizes_that_do_not_fit_are_refused();

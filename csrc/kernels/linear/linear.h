@@ -100,7 +100,7 @@ using PrepareFn = void (*)(const Matrix& w, const float* x, size_t col, size_t n
 using BoundFn = void (*)(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel, size_t panels,
                          size_t limit, float* lower, float* upper);
 
-inline constexpr float kBoundSigmas = 8.0f;
+inline constexpr float kBoundSigmas = 7.0f;
 
 // Square of kBoundSigmas standard deviations of sum over a group of (lower bits - their mean) * activation.
 inline void nested_spread(const Matrix& w, const Rows& x, size_t row, float* spread) {

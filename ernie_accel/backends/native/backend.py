@@ -45,11 +45,15 @@ class NativeOptions:
         max_step_tokens: Largest number of tokens of one step; working memory grows with it.
         resident: Read a quantized directory into memory of this process instead of mapping it: loading takes about a
             second for a gigabyte and decoding is up to a tenth faster, but processes no longer share the weights.
+        whole_head: Read the whole vocabulary head for every token. A quantised head has two planes; greedy and top-k
+            draws read the upper one and, of the lower, only the rows whose bounds reach the best. The bounds allow for
+            seven standard deviations of what the lower plane can add, and are checked against every row that is read.
     """
 
     isa: str | None = None
     max_step_tokens: int = 512
     resident: bool = False
+    whole_head: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_step_tokens <= 65536:
@@ -213,6 +217,7 @@ def _sizes(config: ModelConfig, options: LoadOptions, native_options: NativeOpti
     sizes.set_precision(_precision(options), _kv_precision(options))
     sizes.max_context = check_context(options, config.max_position_embeddings)
     sizes.max_step_tokens = native_options.max_step_tokens
+    sizes.whole_head = native_options.whole_head
     sizes.max_sequences = _max_sequences(options)
     return sizes
 
