@@ -24,15 +24,16 @@ void StepRun::experts_ffn(const Layer& layer) {
       layer.experts[0].gate_up.view.panels(), scratch_.panels_per_task(),
       [&](size_t expert, size_t panel, size_t panels, size_t first, size_t rows, int thread) {
         const FeedForward& ffn = layer.experts[expert];
-        multiply_block(ffn.gate_up.view, input, first, rows, panel, panels, thread, [&](size_t row, const float* tile) {
-          write_inner(ffn.down.view, inner, row, panel, panels, tile);
-        });
+        multiply_block(ffn.gate_up.view, input, first, rows, panel, panels, panel + panels, thread,
+                       [&](size_t row, const float* tile) {
+                         write_inner(ffn.down.view, inner, row, panel, panels, tile);
+                       });
       });
   mark(Part::experts_gate_up, active_experts() * layer.experts[0].gate_up.bytes());
   const size_t width = config_.padded_hidden();
   for_each_expert_task(
       first_down.panels(), 8, [&](size_t expert, size_t panel, size_t panels, size_t first, size_t rows, int thread) {
-        multiply_block(layer.experts[expert].down.view, inner, first, rows, panel, panels, thread,
+        multiply_block(layer.experts[expert].down.view, inner, first, rows, panel, panels, panel + panels, thread,
                        [&](size_t row, const float* tile) {
                          std::memcpy(scratch_.slot_out + row * width + panel * kPanelRows, tile,
                                      panels * kPanelRows * sizeof(float));
@@ -59,7 +60,8 @@ void StepRun::route(const Layer& layer) {
   rows.stride = config_.padded_hidden() * sizeof(float);
   const auto block = [&](size_t first, int thread) {
     const size_t count = std::min(kTokensAtOnce, tokens_ - first);
-    kernels_.linear(layer.router.view, rows, first, count, 0, layer.router.view.panels(), scratch_.router + first * stride,
+    const size_t panels = layer.router.view.panels();
+    kernels_.linear(layer.router.view, rows, first, count, 0, panels, panels, scratch_.router + first * stride,
                     stride, scratch_.linear(thread));
     for (size_t t = first; t < first + count; ++t) choose(layer, t);
   };

@@ -88,7 +88,7 @@ bool StepRun::multiply_kept(const std::vector<KeptPanel>& kept, const Rows& inpu
   std::atomic<bool> held{true};
   pool_.run(kept.size(), [&](size_t n, int thread) {
     const KeptPanel& panel = kept[n];
-    kernels_.linear(head, input, panel.row, 1, panel.panel, 1, panel.logits, kPanelRows, scratch_.linear(thread));
+    kernels_.linear(head, input, panel.row, 1, panel.panel, 1, head.panels(), panel.logits, kPanelRows, scratch_.linear(thread));
     const size_t at = panel.row * head.panels() + panel.panel;
     const float top = *std::max_element(panel.logits, panel.logits + kPanelRows);
     // The largest of all lanes may be above the largest that counts, where the vocabulary ends inside a panel.

@@ -64,8 +64,8 @@ class StepRun {
   template <typename Epilogue>
   void multiply(const Matrix& w, const Rows& x, size_t rows, size_t panels_per_task, const Epilogue& epilogue);
   template <typename Epilogue>
-  void multiply_block(const Matrix& w, const Rows& x, size_t first, size_t rows, size_t panel, size_t panels, int thread,
-                      const Epilogue& epilogue);
+  void multiply_block(const Matrix& w, const Rows& x, size_t first, size_t rows, size_t panel, size_t panels, size_t next,
+                      int thread, const Epilogue& epilogue);
 
   void place_tokens(const std::vector<StepInput>& batch);
   void embed(const std::vector<StepInput>& batch);
@@ -148,15 +148,17 @@ void StepRun::for_each(size_t count, const Body& body) {
 }
 
 // Multiplies rows [first, first + rows) by some panels, a block of rows at a time, and gives each row of each block to
-// epilogue(row, tile), where `tile` holds the panels' values of that row.
+// epilogue(row, tile), where `tile` holds the panels' values of that row. `next` is a guess at the panel that this thread
+// takes afterwards.
 template <typename Epilogue>
 void StepRun::multiply_block(const Matrix& w, const Rows& x, size_t first, size_t rows, size_t panel, size_t panels,
-                             int thread, const Epilogue& epilogue) {
+                             size_t next, int thread, const Epilogue& epilogue) {
   float* tile = scratch_.tile(thread);
   const size_t stride = panels * kPanelRows;
   for (size_t at = 0; at < rows; at += Scratch::kRowsPerBlock) {
     const size_t count = std::min(Scratch::kRowsPerBlock, rows - at);
-    kernels_.linear(w, x, first + at, count, panel, panels, tile, stride, scratch_.linear(thread));
+    const size_t wanted = at + count < rows ? panel : next;
+    kernels_.linear(w, x, first + at, count, panel, panels, wanted, tile, stride, scratch_.linear(thread));
     for (size_t r = 0; r < count; ++r) epilogue(first + at + r, tile + r * stride);
   }
 }
@@ -172,7 +174,9 @@ void StepRun::multiply(const Matrix& w, const Rows& x, size_t rows, size_t panel
     const size_t panel = task / parts * panels_per_task;
     const size_t panels = std::min(panels_per_task, w.panels() - panel);
     const size_t first = task % parts * rows_each;
-    multiply_block(w, x, first, std::min(rows_each, rows - first), panel, panels, thread,
+    // Threads that are equally fast take turns.
+    const size_t next = (task + static_cast<size_t>(pool_.threads())) / parts * panels_per_task;
+    multiply_block(w, x, first, std::min(rows_each, rows - first), panel, panels, next, thread,
                    [&](size_t row, float* tile) { epilogue(row, panel, panels, tile); });
   });
 }

@@ -33,7 +33,7 @@ void bench(const Kernels& kernels, const PackedMatrix& packed, const char* name)
       for (size_t panel = 0; panel < w.panels(); panel += 8) {
         const size_t panels = std::min<size_t>(8, w.panels() - panel);
         for (size_t m = 0; m < tokens; m += kBlock)
-          kernels.linear(w, rows, m, std::min(kBlock, tokens - m), panel, panels, reinterpret_cast<float*>(tile.data()),
+          kernels.linear(w, rows, m, std::min(kBlock, tokens - m), panel, panels, panel + panels, reinterpret_cast<float*>(tile.data()),
                          panels * 16, scratch.data());
       }
       best = std::min(best, seconds(begin));

@@ -26,6 +26,7 @@ static inline void dot_upper(const uint8_t* weights, size_t panel_bytes, const i
   for (size_t k = 0; k < cols; k += 8, weights += kLineBytes) {
     const Quad first = load_quad(x + k), second = load_quad(x + k + 4);
     for (int p = 0; p < P; ++p) {
+      ask_ahead<1>(weights + p * panel_bytes);
       const LineI4 line = load_line_i4(weights + p * panel_bytes);
       acc[p] = dot_i8(dot_i8(acc[p], line.low, first), line.high, second);
     }

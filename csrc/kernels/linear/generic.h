@@ -2,6 +2,7 @@
 // whatever the tile.
 #pragma once
 
+#include "kernels/linear/ahead.h"
 #include "kernels/linear/bounds.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/prepare.h"
@@ -14,7 +15,7 @@ namespace ernie::ERNIE_VARIANT {
 
 struct Fp32Tile {
   template <int P, int M>
-  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
+  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride, PanelsAhead& ahead) {
     const uint8_t* wp = w.data + panel * w.panel_bytes;
     const float* xp[M];
     F16 acc[P][M];
@@ -22,6 +23,7 @@ struct Fp32Tile {
     for (int p = 0; p < P; ++p)
       for (int m = 0; m < M; ++m) acc[p][m] = f_zero();
     for (size_t k = 0; k < w.cols; ++k) {
+      if (k % 16 == 0) ahead.step();
       F16 line[P];
       for (int p = 0; p < P; ++p) line[p] = f_load(reinterpret_cast<const float*>(wp + p * w.panel_bytes + k * kLineBytes));
       for (int m = 0; m < M; ++m) {
@@ -36,7 +38,7 @@ struct Fp32Tile {
 
 struct Bf16Tile {
   template <int P, int M>
-  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
+  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride, PanelsAhead& ahead) {
     const uint8_t* wp = w.data + panel * w.panel_bytes;
     const uint16_t* xp[M];
     F16 acc[P][M];
@@ -44,6 +46,7 @@ struct Bf16Tile {
     for (int p = 0; p < P; ++p)
       for (int m = 0; m < M; ++m) acc[p][m] = f_zero();
     for (size_t k = 0; k < w.cols / 2; ++k) {
+      if (k % 8 == 0) ahead.step();
       LineBf16 line[P];
       for (int p = 0; p < P; ++p) line[p] = load_line_bf16(wp + p * w.panel_bytes + k * kLineBytes);
       for (int m = 0; m < M; ++m) {
@@ -57,36 +60,41 @@ struct Bf16Tile {
 };
 
 template <typename Tile, int P, int M>
-static void call_tile(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
-  Tile::template run<P, M>(w, x, row, panel, out, stride);
+static void call_tile(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride, PanelsAhead& ahead) {
+  Tile::template run<P, M>(w, x, row, panel, out, stride, ahead);
 }
 
 // Runs the tile of exactly `count` rows, 1 to kTileRows.
 template <typename Tile, int P, int M = kTileRows>
 static inline void run_rows(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, float* out,
-                            size_t stride) {
+                            size_t stride, PanelsAhead& ahead) {
   if constexpr (M > 1) {
-    if (count < M) return run_rows<Tile, P, M - 1>(w, x, row, count, panel, out, stride);
+    if (count < M) return run_rows<Tile, P, M - 1>(w, x, row, count, panel, out, stride, ahead);
   }
-  call_tile<Tile, P, M>(w, x, row, panel, out, stride);
+  call_tile<Tile, P, M>(w, x, row, panel, out, stride, ahead);
 }
 
 template <typename Tile, int P>
 static inline void run_panels(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, float* out,
-                              size_t stride) {
+                              size_t stride, PanelsAhead ahead) {
   for (size_t m = 0; m < count; m += kTileRows) {
     const size_t left = count - m;
-    run_rows<Tile, P>(w, x, row + m, left < kTileRows ? left : kTileRows, panel, out + m * stride, stride);
+    run_rows<Tile, P>(w, x, row + m, left < kTileRows ? left : kTileRows, panel, out + m * stride, stride, ahead);
   }
 }
 
+static inline size_t tiles_of(size_t count) { return (count + kTileRows - 1) / kTileRows; }
+
 template <typename Tile>
-static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, float* out,
-                      size_t stride) {
+static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
+                      float* out, size_t stride) {
+  const auto ahead = [&](size_t p) {
+    return ahead_of(w, count, tiles_of(count), kTilePanels, p < panels ? panel + p : next);
+  };
   size_t p = 0;
   for (; p + kTilePanels <= panels; p += kTilePanels)
-    run_panels<Tile, kTilePanels>(w, x, row, count, panel + p, out + p * kPanelRows, stride);
-  for (; p < panels; ++p) run_panels<Tile, 1>(w, x, row, count, panel + p, out + p * kPanelRows, stride);
+    run_panels<Tile, kTilePanels>(w, x, row, count, panel + p, out + p * kPanelRows, stride, ahead(p + kTilePanels));
+  for (; p < panels; ++p) run_panels<Tile, 1>(w, x, row, count, panel + p, out + p * kPanelRows, stride, PanelsAhead());
 }
 
 using Int8Tile = WideTile<Precision::int8>;
@@ -94,34 +102,40 @@ using Int8Tile = WideTile<Precision::int8>;
 // Panels are expanded once for all rows where there are more of them than two tiles take; below, expanding costs more than
 // reading them twice.
 template <typename Tile>
-static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, float* out,
-                       size_t stride, uint8_t* scratch) {
-  if (count <= 2 * kTileRows) return run_tiles<Tile>(w, x, row, count, panel, panels, out, stride);
+static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
+                       float* out, size_t stride, uint8_t* scratch) {
+  if (count <= 2 * kTileRows) return run_tiles<Tile>(w, x, row, count, panel, panels, next, out, stride);
   for (size_t p = 0; p < panels; p += kTilePanels) {
     const size_t some = panels - p < kTilePanels ? panels - p : kTilePanels;
     const Matrix wide = expand(w, panel + p, some, scratch);
-    run_tiles<Int8Tile>(wide, x, row, count, 0, some, out + p * kPanelRows, stride);
+    const PanelsAhead ahead = ahead_of(w, count, tiles_of(count), kTilePanels, p + some < panels ? panel + p + some : next);
+    float* to = out + p * kPanelRows;
+    if (some == kTilePanels) {
+      run_panels<Int8Tile, kTilePanels>(wide, x, row, count, 0, to, stride, ahead);
+    } else {
+      run_tiles<Int8Tile>(wide, x, row, count, 0, some, some, to, stride);
+    }
   }
 }
 
-static void linear(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, float* out,
-                   size_t stride, uint8_t* scratch) {
+static void linear(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
+                   float* out, size_t stride, uint8_t* scratch) {
 #if defined(__AMX_TILE__)
   if (linear_amx(w, x, row, count, panel, panels, out, stride, scratch)) return;
 #endif
   switch (w.precision) {
     case Precision::fp32:
-      return run_tiles<Fp32Tile>(w, x, row, count, panel, panels, out, stride);
+      return run_tiles<Fp32Tile>(w, x, row, count, panel, panels, next, out, stride);
     case Precision::bf16:
-      return run_tiles<Bf16Tile>(w, x, row, count, panel, panels, out, stride);
+      return run_tiles<Bf16Tile>(w, x, row, count, panel, panels, next, out, stride);
     case Precision::int8:
-      return run_tiles<Int8Tile>(w, x, row, count, panel, panels, out, stride);
+      return run_tiles<Int8Tile>(w, x, row, count, panel, panels, next, out, stride);
     case Precision::int4:
-      return run_packed<Int4Tile>(w, x, row, count, panel, panels, out, stride, scratch);
+      return run_packed<Int4Tile>(w, x, row, count, panel, panels, next, out, stride, scratch);
     case Precision::nested8:
-      return run_packed<WideTile<Precision::nested8>>(w, x, row, count, panel, panels, out, stride, scratch);
+      return run_packed<WideTile<Precision::nested8>>(w, x, row, count, panel, panels, next, out, stride, scratch);
     case Precision::nested6:
-      return run_packed<WideTile<Precision::nested6>>(w, x, row, count, panel, panels, out, stride, scratch);
+      return run_packed<WideTile<Precision::nested6>>(w, x, row, count, panel, panels, next, out, stride, scratch);
   }
 }
 

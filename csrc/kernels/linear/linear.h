@@ -84,9 +84,10 @@ struct Rows {
 };
 
 // Multiplies rows [row, row + count) by panels [panel, panel + panels); out[0] belongs to that first row and panel,
-// `stride` floats lie from one row of `out` to the next. `scratch` has linear_scratch_bytes(w) bytes.
+// `stride` floats lie from one row of `out` to the next. `scratch` has linear_scratch_bytes(w) bytes. `next` is the panel
+// that this thread is likely to want afterwards: memory is asked for it; panels() or more if there is none.
 using LinearFn = void (*)(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels,
-                          float* out, size_t stride, uint8_t* scratch);
+                          size_t next, float* out, size_t stride, uint8_t* scratch);
 
 // Room for four panels as int8, their groups filled up to whole tiles, and one more as it is expanded.
 inline size_t linear_scratch_bytes(size_t cols) { return 4 * kPanelRows * (2 * cols + 2 * kMaxGroup) + kPanelRows * cols; }

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "kernels/linear/ahead.h"
 #include "kernels/linear/linear.h"
 
 namespace ernie::ERNIE_VARIANT {
@@ -69,7 +70,7 @@ static inline LineI8 load_wide(const uint8_t* weights, const uint8_t* low, int q
 template <Precision kForm>
 struct WideTile {
   template <int P, int M>
-  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
+  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride, PanelsAhead& ahead) {
     const uint8_t* base = w.data + panel * w.panel_bytes;
     const uint8_t* weights = base + w.weights_at;
     const uint8_t* low = is_nested(kForm) ? w.low + panel * w.low_bytes : weights;  // not read where there is none
@@ -82,6 +83,7 @@ struct WideTile {
       for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) acc[p][m] = i_set1(x.offsets[(row + m) * x.groups + g]);
       for (size_t k = 0; k < w.group_cols(g); k += 16) {
+        ahead.step();
 #pragma GCC unroll 4
         for (int q = 0; q < 4; ++q) {
           LineI8 line[P];
@@ -101,11 +103,20 @@ struct WideTile {
   }
 };
 
+// With few rows the processor waits for weights. Its own prefetching keeps up with int8; int4 asks for too few bytes at a
+// time, and gains a quarter from asking this far ahead.
+inline constexpr size_t kNibblesAhead = 1024;
+template <int M>
+static inline void ask_ahead(const uint8_t* nibbles) {
+  if constexpr (M <= 2) __builtin_prefetch(nibbles + kNibblesAhead, 0, 2);
+}
+
 // Sixteen columns of int4 against M rows: the sums of nibble * activation, less 8 times the activations.
 template <int P, int M>
 static inline void dot_sub(const uint8_t* weights, size_t panel_bytes, const int8_t* const (&xp)[M], I16 (&acc)[P][M]) {
   for (size_t k = 0; k < kSubColumns / 8; ++k)
     for (int p = 0; p < P; ++p) {
+      ask_ahead<M>(weights + p * panel_bytes + k * kLineBytes);
       const LineI4 line = load_line_i4(weights + p * panel_bytes + k * kLineBytes);
       for (int m = 0; m < M; ++m) {
         acc[p][m] = dot_i8(acc[p][m], line.low, load_quad(xp[m] + 8 * k));
@@ -116,7 +127,7 @@ static inline void dot_sub(const uint8_t* weights, size_t panel_bytes, const int
 
 struct Int4Tile {
   template <int P, int M>
-  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride) {
+  static inline void run(const Matrix& w, const Rows& x, size_t row, size_t panel, float* out, size_t stride, PanelsAhead& ahead) {
     const uint8_t* base = w.data + panel * w.panel_bytes;
     const uint8_t* weights = base + w.weights_at;
     const int8_t* xp[M];
@@ -130,6 +141,7 @@ struct Int4Tile {
         for (int m = 0; m < M; ++m) acc[p][m] = i_set1(0);
       const size_t last = sub + w.group_cols(g) / kSubColumns;
       for (; sub < last; ++sub) {
+        ahead.step();
         I16 part[P][M];
         for (int m = 0; m < M; ++m)
           for (int p = 0; p < P; ++p) part[p][m] = i_set1(x.fine[(row + m) * x.fine_stride + sub]);

@@ -65,7 +65,7 @@ void check_matrix(const Kernels& kernels, const Matrix& m, const std::vector<flo
   prepare_all(kernels, m, x, tokens, cols, &a);
   std::vector<float> out(tokens * m.rows, NAN);
   const auto linear = [&](size_t row, size_t count, size_t panel, size_t panels, float* to, size_t stride) {
-    kernels.linear(m, a.rows, row, count, panel, panels, to, stride, a.scratch.data());
+    kernels.linear(m, a.rows, row, count, panel, panels, panel + panels, to, stride, a.scratch.data());
   };
   linear(0, tokens, 0, m.panels(), out.data(), m.rows);
   std::vector<float> row(m.cols);
@@ -177,7 +177,7 @@ void test_bounds(const Kernels& kernels) {
       std::vector<float> out(w.rows), lower(w.panels()), upper(w.panels()), spread(w.groups());
       for (size_t t = 0; t < 3; ++t)
         for (size_t limit : {rows, size_t{37}}) {
-          kernels.linear(w, a.rows, t, 1, 0, w.panels(), out.data(), w.rows, a.scratch.data());
+          kernels.linear(w, a.rows, t, 1, 0, w.panels(), 0, out.data(), w.rows, a.scratch.data());
           nested_spread(w, a.rows, t, spread.data());
           kernels.bound(w, a.rows, spread.data(), t, 0, w.panels(), limit, lower.data(), upper.data());
           for (size_t p = 0; p < w.panels(); ++p) {
@@ -225,7 +225,7 @@ void test_int8_extremes(const Kernels& kernels) {
     Activations a(packed.view, 1);
     prepare_all(kernels, packed.view, x, 1, 128, &a);
     float out[16];
-    kernels.linear(packed.view, a.rows, 0, 1, 0, 1, out, 16, a.scratch.data());
+    kernels.linear(packed.view, a.rows, 0, 1, 0, 1, 1, out, 16, a.scratch.data());
     for (float value : out) CHECK_NEAR(value, -128.0 * sign, 0.5);  // the scale is rounded to bfloat16
   }
 }
@@ -257,7 +257,7 @@ void test_what_is_no_number_shows(const Kernels& kernels) {
       Activations a(packed.view, 2);
       prepare_all(kernels, packed.view, x, 2, 64, &a);
       float out[2 * 32];
-      kernels.linear(packed.view, a.rows, 0, 2, 0, 2, out, 32, a.scratch.data());
+      kernels.linear(packed.view, a.rows, 0, 2, 0, 2, 0, out, 32, a.scratch.data());
       for (size_t i = 0; i < 64; ++i) CHECK(std::isfinite(out[i]) == (i >= 32 && i != 32 + 17));
     }
 }
