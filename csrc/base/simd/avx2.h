@@ -128,12 +128,6 @@ static inline LineI8 split_bytes(__m256i lo, __m256i hi) {
   return {_mm256_and_si256(lo, low_byte), _mm256_srli_epi16(lo, 8), _mm256_and_si256(hi, low_byte),
           _mm256_srli_epi16(hi, 8)};
 }
-static inline void store_line(uint8_t* p, const LineI8& line) {
-  const __m256i lo = _mm256_or_si256(line.even_lo, _mm256_slli_epi16(line.odd_lo, 8));
-  const __m256i hi = _mm256_or_si256(line.even_hi, _mm256_slli_epi16(line.odd_hi, 8));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lo);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), hi);
-}
 static inline LineI8 load_line_i8(const uint8_t* p) {
   return split_bytes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
                      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)));
@@ -141,17 +135,23 @@ static inline LineI8 load_line_i8(const uint8_t* p) {
 static inline __m256i nibbles(__m256i bytes, int shift) {
   return _mm256_and_si256(_mm256_srli_epi16(bytes, shift), _mm256_set1_epi8(15));
 }
-static inline __m256i join_half(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits,
-                                int offset) {
-  const __m256i upper = nibbles(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(high)), high_shift);
-  const __m256i parts = _mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low)), low_shift);
-  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << bits) - 1));
-  const __m256i bytes = _mm256_or_si256(_mm256_slli_epi16(upper, bits), _mm256_and_si256(parts, mask));
-  return _mm256_add_epi8(bytes, _mm256_set1_epi8(static_cast<char>(offset)));
+static inline void store_line(uint8_t* p, const LineI8& line, int more) {
+  const __m256i lo = _mm256_or_si256(line.even_lo, _mm256_slli_epi16(line.odd_lo, 8));
+  const __m256i hi = _mm256_or_si256(line.even_hi, _mm256_slli_epi16(line.odd_hi, 8));
+  const __m256i all = _mm256_set1_epi8(static_cast<char>(more));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi8(lo, all));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), _mm256_add_epi8(hi, all));
 }
-static inline LineI8 join_line(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits, int offset) {
-  return split_bytes(join_half(high, high_shift, low, low_shift, bits, offset),
-                     join_half(high + 32, high_shift, low + 32, low_shift, bits, offset));
+template <int kBits, int kQuad>
+static inline __m256i join_half(const uint8_t* high, const uint8_t* low) {
+  constexpr int kLow = kBits == 4 ? kQuad % 2 * 4 : 2 * kQuad;
+  const __m256i upper = nibbles(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(high)), kQuad % 2 * 4);
+  const __m256i parts = _mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low)), kLow);
+  return _mm256_or_si256(_mm256_slli_epi16(upper, kBits), _mm256_and_si256(parts, _mm256_set1_epi8((1 << kBits) - 1)));
+}
+template <int kBits, int kQuad>
+static inline LineI8 join_line(const uint8_t* high, const uint8_t* low) {
+  return split_bytes(join_half<kBits, kQuad>(high, low), join_half<kBits, kQuad>(high + 32, low + 32));
 }
 struct LineI4 {
   LineI8 low, high;

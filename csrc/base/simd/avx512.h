@@ -124,7 +124,7 @@ struct LineI8 {
   __m512i v;
 };
 static inline LineI8 split_bytes(__m512i all) { return {all}; }
-static inline void store_line(uint8_t* p, LineI8 line) { _mm512_storeu_si512(p, line.v); }
+static inline __m512i join_bytes(LineI8 line) { return line.v; }
 struct Quad {
   __m512i v;
 };
@@ -141,9 +141,7 @@ struct LineI8 {
 static inline LineI8 split_bytes(__m512i all) {
   return {_mm512_and_si512(all, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(all, 8)};
 }
-static inline void store_line(uint8_t* p, LineI8 line) {
-  _mm512_storeu_si512(p, _mm512_or_si512(line.even, _mm512_slli_epi16(line.odd, 8)));
-}
+static inline __m512i join_bytes(LineI8 line) { return _mm512_or_si512(line.even, _mm512_slli_epi16(line.odd, 8)); }
 struct Quad {
   __m512i even, odd;
 };
@@ -158,12 +156,25 @@ static inline I16 dot_i8(I16 acc, LineI8 w, Quad a) {
 #endif
 
 static inline LineI8 load_line_i8(const uint8_t* p) { return split_bytes(_mm512_loadu_si512(p)); }
-static inline LineI8 join_line(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits, int offset) {
-  const __m512i parts = _mm512_srl_epi16(_mm512_loadu_si512(low), _mm_cvtsi32_si128(low_shift));
-  const __m512i upper = _mm512_sll_epi16(nibbles(_mm512_loadu_si512(high), high_shift), _mm_cvtsi32_si128(bits));
-  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << bits) - 1));
-  const __m512i bytes = _mm512_ternarylogic_epi64(upper, parts, mask, 0xf8);  // upper | (parts & mask)
-  return split_bytes(_mm512_add_epi8(bytes, _mm512_set1_epi8(static_cast<char>(offset))));
+static inline void store_line(uint8_t* p, LineI8 line, int more) {
+  _mm512_storeu_si512(p, _mm512_add_epi8(join_bytes(line), _mm512_set1_epi8(static_cast<char>(more))));
+}
+// a where the mask is set, b elsewhere
+static inline __m512i select_bits(__m512i a, __m512i b, int byte_mask) {
+  return _mm512_ternarylogic_epi32(_mm512_set1_epi8(static_cast<char>(byte_mask)), a, b, 0xca);
+}
+template <int kBits, int kQuad>
+static inline LineI8 join_line(const uint8_t* high, const uint8_t* low) {
+  const __m512i upper = _mm512_loadu_si512(high);
+  const __m512i lower = _mm512_loadu_si512(low);
+  if constexpr (kBits == 4) {
+    if constexpr (kQuad % 2 == 0) return split_bytes(select_bits(_mm512_slli_epi16(upper, 4), lower, 0xf0));
+    return split_bytes(select_bits(upper, _mm512_srli_epi16(lower, 4), 0xf0));
+  } else {
+    const __m512i moved = kQuad % 2 == 0 ? _mm512_slli_epi16(upper, 2) : _mm512_srli_epi16(upper, 2);
+    const __m512i rest = kQuad == 0 ? lower : _mm512_srli_epi16(lower, 2 * kQuad);
+    return split_bytes(_mm512_and_si512(select_bits(moved, rest, 0x3c), _mm512_set1_epi8(0x3f)));
+  }
 }
 struct LineI4 {
   LineI8 low, high;

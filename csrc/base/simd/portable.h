@@ -195,17 +195,20 @@ static inline void expand_line(const uint8_t* nibbles, int shift, I16 factor, ui
     out[4 * i + j] = static_cast<uint8_t>(128 + factor.v[i] * code);
   }
 }
-// The bytes (nibble << bits) | part, nibbles of `high` shifted by 0 or 4, parts of `bits` bits shifted by `low_shift`, with
-// `offset` added: the int8 line of a nested matrix.
-static inline LineI8 join_line(const uint8_t* high, int high_shift, const uint8_t* low, int low_shift, int bits, int offset) {
+// A line of codes out of two planes: nibbles of `high`, the high ones for odd quads, are its upper bits; the lower ones,
+// kBits of them, are nibbles of `low` likewise, or in two bits at 2 * kQuad.
+template <int kBits, int kQuad>
+static inline LineI8 join_line(const uint8_t* high, const uint8_t* low) {
+  constexpr int kLow = kBits == 4 ? kQuad % 2 * 4 : 2 * kQuad;
   LineI8 r;
-  for (int i = 0; i < 64; ++i) {
-    const int part = low[i] >> low_shift & ((1 << bits) - 1);
-    r.v[i] = static_cast<uint8_t>(((high[i] >> high_shift & 15) << bits | part) + offset);
-  }
+  for (int i = 0; i < 64; ++i)
+    r.v[i] = static_cast<uint8_t>((high[i] >> kQuad % 2 * 4 & 15) << kBits | (low[i] >> kLow & ((1 << kBits) - 1)));
   return r;
 }
-static inline void store_line(uint8_t* p, const LineI8& line) { std::memcpy(p, line.v, 64); }
+// With a number added to every byte.
+static inline void store_line(uint8_t* p, const LineI8& line, int more) {
+  for (int i = 0; i < 64; ++i) p[i] = static_cast<uint8_t>(line.v[i] + more);
+}
 struct Quad {
   int8_t v[4];
 };

@@ -2,18 +2,20 @@
 //
 // Several tiles of rows go over the same panels: the first waits for memory, the others find them in the cache and leave
 // memory idle. So every tile asks for its share of the next panels, some lines at a time, as many as memory can deliver.
+// One row by nibbles waits for memory too: four streams of a few kilobytes each are over before the processor's own
+// prefetching has seen what they are.
 #pragma once
 
 #include "kernels/linear/linear.h"
 
 namespace ernie::ERNIE_VARIANT {
 
-class PanelsAhead {
+// Lines [begin, end), asked for in equal parts by `steps` calls.
+class LinesAhead {
  public:
-  PanelsAhead() = default;
-  // Lines [begin, end), for `tiles` tiles that each call `step` once every 16 columns of `cols`.
-  PanelsAhead(const uint8_t* begin, const uint8_t* end, size_t tiles, size_t cols) : at_(begin), end_(end) {
-    const size_t lines = static_cast<size_t>(end - begin) / kLineBytes, steps = tiles * (cols / 16);
+  LinesAhead() = default;
+  LinesAhead(const uint8_t* begin, size_t bytes, size_t steps) : at_(begin), end_(begin + bytes) {
+    const size_t lines = bytes / kLineBytes;
     rate_ = steps == 0 ? 0 : (lines + steps - 1) / steps;
   }
   inline void step() {
@@ -26,13 +28,36 @@ class PanelsAhead {
   size_t rate_ = 0;
 };
 
-// What to ask for while `count` rows are multiplied by panels [panel, panel + panels) in `tiles` tiles: the panels from
-// `next` on. One or two rows take no longer than memory does, and the processor sees by itself what they want.
-static inline PanelsAhead ahead_of(const Matrix& w, size_t count, size_t tiles, size_t panels, size_t next) {
-  if (count <= 2 || next >= w.panels()) return {};
-  const size_t some = w.panels() - next < panels ? w.panels() - next : panels;
-  const uint8_t* begin = w.data + next * w.panel_bytes;
-  return {begin, begin + some * w.panel_bytes, tiles, w.cols};
+// Panels, their lower plane too: every tile calls `step` once every 16 columns.
+class PanelsAhead {
+ public:
+  PanelsAhead() = default;
+  PanelsAhead(LinesAhead data, LinesAhead low) : data_(data), low_(low) {}
+  inline void step() {
+    data_.step();
+    low_.step();
+  }
+
+ private:
+  LinesAhead data_, low_;
+};
+
+// `some` panels from `next` on, as far as there are any.
+static inline LinesAhead upper_ahead(const Matrix& w, size_t tiles, size_t next, size_t some) {
+  if (next >= w.panels()) return {};
+  if (some > w.panels() - next) some = w.panels() - next;
+  return {w.data + next * w.panel_bytes, some * w.panel_bytes, tiles * (w.cols / 16)};
+}
+
+// What to ask for while `count` rows are multiplied in `tiles` tiles by as many panels as `some`. One or two rows by
+// whole bytes take no longer than memory does, and the processor sees by itself what they want.
+static inline PanelsAhead ahead_of(const Matrix& w, size_t count, size_t tiles, size_t next, size_t some) {
+  const bool nibbles = w.precision == Precision::int4 || is_nested(w.precision);
+  if ((count <= 2 && !nibbles) || next >= w.panels()) return {};
+  const LinesAhead data = upper_ahead(w, tiles, next, some);
+  if (w.low == nullptr) return {data, {}};
+  if (some > w.panels() - next) some = w.panels() - next;
+  return {data, {w.low + next * w.low_bytes, some * w.low_bytes, tiles * (w.cols / 16)}};
 }
 
 }  // namespace ernie::ERNIE_VARIANT

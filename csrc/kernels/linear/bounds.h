@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "kernels/linear/ahead.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/quantised.h"
 
@@ -21,12 +22,13 @@ static inline void bound_lanes(F16 total, F16 spread, size_t lanes, float* lower
 
 // Sums of the upper plane over one group of columns.
 template <int P>
-static inline void dot_upper(const uint8_t* weights, size_t panel_bytes, const int8_t* x, size_t cols, I16 (&acc)[P]) {
+static inline void dot_upper(const uint8_t* weights, size_t panel_bytes, const int8_t* x, size_t cols, LinesAhead& ahead,
+                             I16 (&acc)[P]) {
   for (int p = 0; p < P; ++p) acc[p] = i_set1(0);
   for (size_t k = 0; k < cols; k += 8, weights += kLineBytes) {
+    if (k % 16 == 0) ahead.step();
     const Quad first = load_quad(x + k), second = load_quad(x + k + 4);
     for (int p = 0; p < P; ++p) {
-      ask_ahead<1>(weights + p * panel_bytes);
       const LineI4 line = load_line_i4(weights + p * panel_bytes);
       acc[p] = dot_i8(dot_i8(acc[p], line.low, first), line.high, second);
     }
@@ -35,7 +37,7 @@ static inline void dot_upper(const uint8_t* weights, size_t panel_bytes, const i
 
 template <int P>
 static inline void bound_panels(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel,
-                                size_t limit, float* lower, float* upper) {
+                                size_t limit, LinesAhead ahead, float* lower, float* upper) {
   const uint8_t* base = w.data + panel * w.panel_bytes;
   const uint8_t* weights = base + w.weights_at;
   const int8_t* xp = reinterpret_cast<const int8_t*>(x.data + row * x.stride);
@@ -48,7 +50,7 @@ static inline void bound_panels(const Matrix& w, const Rows& x, const float* spr
   for (size_t g = 0; g < x.groups; ++g) {
     I16 acc[P];
     const size_t cols = w.group_cols(g);
-    dot_upper<P>(weights, w.panel_bytes, xp, cols, acc);
+    dot_upper<P>(weights, w.panel_bytes, xp, cols, ahead, acc);
     const F16 rest = f_set1(static_cast<float>(x.offsets[row * x.groups + g]) * bias);
     for (int p = 0; p < P; ++p) {
       const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(base + p * w.panel_bytes + w.scales_of(g)));
@@ -67,11 +69,14 @@ static inline void bound_panels(const Matrix& w, const Rows& x, const float* spr
 }
 
 static void bound(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel, size_t panels,
-                  size_t limit, float* lower, float* upper) {
+                  size_t next, size_t limit, float* lower, float* upper) {
   size_t p = 0;
-  for (; p + kTilePanels <= panels; p += kTilePanels)
-    bound_panels<kTilePanels>(w, x, spread, row, panel + p, limit, lower + p, upper + p);
-  for (; p < panels; ++p) bound_panels<1>(w, x, spread, row, panel + p, limit, lower + p, upper + p);
+  for (; p + kTilePanels <= panels; p += kTilePanels) {
+    const size_t then = p + kTilePanels < panels ? panel + p + kTilePanels : next;
+    bound_panels<kTilePanels>(w, x, spread, row, panel + p, limit, upper_ahead(w, 1, then, kTilePanels), lower + p,
+                              upper + p);
+  }
+  for (; p < panels; ++p) bound_panels<1>(w, x, spread, row, panel + p, limit, {}, lower + p, upper + p);
 }
 
 }  // namespace ernie::ERNIE_VARIANT

@@ -89,7 +89,7 @@ template <typename Tile>
 static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
                       float* out, size_t stride) {
   const auto ahead = [&](size_t p) {
-    return ahead_of(w, count, tiles_of(count), kTilePanels, p < panels ? panel + p : next);
+    return ahead_of(w, count, tiles_of(count), p < panels ? panel + p : next, kTilePanels);
   };
   size_t p = 0;
   for (; p + kTilePanels <= panels; p += kTilePanels)
@@ -99,16 +99,16 @@ static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, 
 
 using Int8Tile = WideTile<Precision::int8>;
 
-// Panels are expanded once for all rows where there are more of them than two tiles take; below, expanding costs more than
-// reading them twice.
-template <typename Tile>
+// Panels are expanded once for all rows where there are more of them than kDirect tiles take; below, expanding costs more
+// than taking nibbles apart in every tile.
+template <typename Tile, int kDirect>
 static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
                        float* out, size_t stride, uint8_t* scratch) {
-  if (count <= 2 * kTileRows) return run_tiles<Tile>(w, x, row, count, panel, panels, next, out, stride);
+  if (count <= kDirect * kTileRows) return run_tiles<Tile>(w, x, row, count, panel, panels, next, out, stride);
   for (size_t p = 0; p < panels; p += kTilePanels) {
     const size_t some = panels - p < kTilePanels ? panels - p : kTilePanels;
     const Matrix wide = expand(w, panel + p, some, scratch);
-    const PanelsAhead ahead = ahead_of(w, count, tiles_of(count), kTilePanels, p + some < panels ? panel + p + some : next);
+    const PanelsAhead ahead = ahead_of(w, count, tiles_of(count), p + some < panels ? panel + p + some : next, kTilePanels);
     float* to = out + p * kPanelRows;
     if (some == kTilePanels) {
       run_panels<Int8Tile, kTilePanels>(wide, x, row, count, 0, to, stride, ahead);
@@ -131,11 +131,11 @@ static void linear(const Matrix& w, const Rows& x, size_t row, size_t count, siz
     case Precision::int8:
       return run_tiles<Int8Tile>(w, x, row, count, panel, panels, next, out, stride);
     case Precision::int4:
-      return run_packed<Int4Tile>(w, x, row, count, panel, panels, next, out, stride, scratch);
+      return run_packed<Int4Tile, 2>(w, x, row, count, panel, panels, next, out, stride, scratch);
     case Precision::nested8:
-      return run_packed<WideTile<Precision::nested8>>(w, x, row, count, panel, panels, next, out, stride, scratch);
+      return run_packed<WideTile<Precision::nested8>, 8>(w, x, row, count, panel, panels, next, out, stride, scratch);
     case Precision::nested6:
-      return run_packed<WideTile<Precision::nested6>>(w, x, row, count, panel, panels, next, out, stride, scratch);
+      return run_packed<WideTile<Precision::nested6>, 4>(w, x, row, count, panel, panels, next, out, stride, scratch);
   }
 }
 

@@ -54,16 +54,28 @@ inline constexpr size_t kWeightStep = is_nested(kForm) ? 2 * kLineBytes : 4 * kL
 template <Precision kForm>
 inline constexpr size_t kLowStep = kForm == Precision::nested8 ? 2 * kLineBytes : kLineBytes;
 
-// The int8 line of columns 4q..4q+3 of 16.
+// Less than the code + 128 by this much: what the products with it lack is in the sums that they begin with.
 template <Precision kForm>
-static inline LineI8 load_wide(const uint8_t* weights, const uint8_t* low, int q) {
-  const int half = q / 2, shift = q % 2 * 4;
+inline constexpr int kBelow = kForm == Precision::nested6 ? 96 : 0;
+
+// The line of columns 4q..4q+3 of 16, a byte for each code, less kBelow.
+template <Precision kForm, int q>
+static inline LineI8 load_wide(const uint8_t* weights, const uint8_t* low) {
   if constexpr (kForm == Precision::nested8)
-    return join_line(weights + half * kLineBytes, shift, low + half * kLineBytes, shift, 4, 0);
+    return join_line<4, q>(weights + q / 2 * kLineBytes, low + q / 2 * kLineBytes);
   else if constexpr (kForm == Precision::nested6)
-    return join_line(weights + half * kLineBytes, shift, low, 2 * q, 2, 96);
+    return join_line<2, q>(weights + q / 2 * kLineBytes, low);
   else
     return load_line_i8(weights + q * kLineBytes);
+}
+
+// body.operator()<q>() for the four lines of 16 columns.
+template <typename Body>
+static inline __attribute__((always_inline)) void for_quads(const Body& body) {
+  body.template operator()<0>();
+  body.template operator()<1>();
+  body.template operator()<2>();
+  body.template operator()<3>();
 }
 
 // int8, or what is as good as int8 when it is read.
@@ -81,18 +93,17 @@ struct WideTile {
     for (size_t g = 0; g < x.groups; ++g) {
       I16 acc[P][M];
       for (int m = 0; m < M; ++m)
-        for (int p = 0; p < P; ++p) acc[p][m] = i_set1(x.offsets[(row + m) * x.groups + g]);
+        for (int p = 0; p < P; ++p) acc[p][m] = i_set1(x.offsets[(row + m) * x.groups + g] / 128 * (128 - kBelow<kForm>));
       for (size_t k = 0; k < w.group_cols(g); k += 16) {
         ahead.step();
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; ++q) {
+        for_quads([&]<int q>() {
           LineI8 line[P];
-          for (int p = 0; p < P; ++p) line[p] = load_wide<kForm>(weights + p * w.panel_bytes, low + p * w.low_bytes, q);
+          for (int p = 0; p < P; ++p) line[p] = load_wide<kForm, q>(weights + p * w.panel_bytes, low + p * w.low_bytes);
           for (int m = 0; m < M; ++m) {
             const Quad a = load_quad(xp[m] + k + 4 * q);
             for (int p = 0; p < P; ++p) acc[p][m] = dot_i8(acc[p][m], line[p], a);
           }
-        }
+        });
         weights += kWeightStep<kForm>;
         low += kLowStep<kForm>;
       }
@@ -103,20 +114,11 @@ struct WideTile {
   }
 };
 
-// With few rows the processor waits for weights. Its own prefetching keeps up with int8; int4 asks for too few bytes at a
-// time, and gains a quarter from asking this far ahead.
-inline constexpr size_t kNibblesAhead = 1024;
-template <int M>
-static inline void ask_ahead(const uint8_t* nibbles) {
-  if constexpr (M <= 2) __builtin_prefetch(nibbles + kNibblesAhead, 0, 2);
-}
-
 // Sixteen columns of int4 against M rows: the sums of nibble * activation, less 8 times the activations.
 template <int P, int M>
 static inline void dot_sub(const uint8_t* weights, size_t panel_bytes, const int8_t* const (&xp)[M], I16 (&acc)[P][M]) {
   for (size_t k = 0; k < kSubColumns / 8; ++k)
     for (int p = 0; p < P; ++p) {
-      ask_ahead<M>(weights + p * panel_bytes + k * kLineBytes);
       const LineI4 line = load_line_i4(weights + p * panel_bytes + k * kLineBytes);
       for (int m = 0; m < M; ++m) {
         acc[p][m] = dot_i8(acc[p][m], line.low, load_quad(xp[m] + 8 * k));
@@ -174,8 +176,8 @@ static inline void expand_int4_panel(const Matrix& w, const uint8_t* from, uint8
 template <Precision kForm>
 static inline void expand_nested_panel(const Matrix& w, const uint8_t* weights, const uint8_t* low, uint8_t* to) {
   for (size_t k = 0; k < w.cols; k += 16, weights += kWeightStep<kForm>, low += kLowStep<kForm>) {
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q, to += kLineBytes) store_line(to, load_wide<kForm>(weights, low, q));
+    for_quads([&]<int q>() { store_line(to + q * kLineBytes, load_wide<kForm, q>(weights, low), kBelow<kForm>); });
+    to += 4 * kLineBytes;
   }
 }
 

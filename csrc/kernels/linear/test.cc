@@ -179,7 +179,7 @@ void test_bounds(const Kernels& kernels) {
         for (size_t limit : {rows, size_t{37}}) {
           kernels.linear(w, a.rows, t, 1, 0, w.panels(), 0, out.data(), w.rows, a.scratch.data());
           nested_spread(w, a.rows, t, spread.data());
-          kernels.bound(w, a.rows, spread.data(), t, 0, w.panels(), limit, lower.data(), upper.data());
+          kernels.bound(w, a.rows, spread.data(), t, 0, w.panels(), 0, limit, lower.data(), upper.data());
           for (size_t p = 0; p < w.panels(); ++p) {
             const auto begin = out.begin() + static_cast<ptrdiff_t>(p * kPanelRows);
             const size_t lanes = std::min(kPanelRows, limit - std::min(limit, p * kPanelRows));
