@@ -136,7 +136,7 @@ void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const 
     if (lower && first >= row + count) return;
     std::vector<float> product(count * panels * kPanelRows);
     std::vector<uint8_t> scratch(linear_scratch_bytes(padded));
-    kernels.linear(packed.view, prepared, row, count, panel, panels, product.data(), panels * kPanelRows, scratch.data());
+    kernels.linear(packed.view, prepared, row, count, panel, panels, panel + panels, product.data(), panels * kPanelRows, scratch.data());
     const size_t width = std::min(panels * kPanelRows, out_rows - first);
     for (size_t r = 0; r < count; ++r)
       std::memcpy(out + (row + r) * out_rows + first, product.data() + r * panels * kPanelRows, width * sizeof(float));
