@@ -21,7 +21,7 @@ from ernie_accel.quant import QuantPrecision
 from ernie_accel.quant.evaluate import Comparison, HasLogits, compare
 
 POET = Path(__file__).parents[2] / "examples/poet/model"
-WINDOWS, WIDTH = 2, 256
+WINDOWS, WIDTH = 4, 512
 
 pytestmark = pytest.mark.skipif(not ea.backends()["native"].ok, reason="the native backend cannot run here")
 
@@ -91,6 +91,7 @@ def test_bits_of_the_poet_in_int4(quantised: Make) -> None:
     assert report.bits_per_weight["embedding"] <= 6.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_precision", ["bf16", "int8"])
 def test_int8_on_smollm2(kv_precision: Literal["bf16", "int8"]) -> None:
     path = directory(smollm2.FOLDER, "int8")
@@ -106,4 +107,4 @@ def test_int8_on_smollm2(kv_precision: Literal["bf16", "int8"]) -> None:
         windows = texts.wikitext_windows(texts.DATA, reference.tokenizer, WINDOWS, WIDTH)
         found = compare(reference, model, windows)
     assert found.kl < 0.006
-    assert found.top1 > 0.94
+    assert found.top1 > 0.95
