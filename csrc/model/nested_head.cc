@@ -63,15 +63,17 @@ void StepRun::bound_head(const std::vector<StepInput>& batch, const std::vector<
   });
 }
 
-// Nothing if a row has none, since its logits are no numbers, or if there are so many that the whole head costs less.
+// Nothing if a bound is no number, which the whole head will tell, or if so many are kept that it costs less.
 std::vector<StepRun::KeptPanel> StepRun::keep_panels(const std::vector<StepInput>& batch,
                                                      const std::vector<AnswerRow>& rows, size_t count) {
   const size_t panels = weights_.head().view.panels();
   std::vector<KeptPanel> kept;
   std::vector<float> sorted;
   for (size_t i = 0; i < count; ++i) {
-    const float least = reached(scratch_.lower + i * panels, panels, best_wanted(batch[rows[i].step]), sorted);
+    const float* lower = scratch_.lower + i * panels;
     const float* upper = scratch_.upper + i * panels;
+    if (std::any_of(upper, upper + panels, [](float bound) { return std::isnan(bound); })) return {};
+    const float least = reached(lower, panels, best_wanted(batch[rows[i].step]), sorted);
     const size_t before = kept.size();
     for (size_t p = 0; p < panels; ++p) {
       if (!(upper[p] >= least && upper[p] > -INFINITY)) continue;

@@ -62,6 +62,7 @@ Weights::Weights(const Config& config, ThreadPool& pool) : config_(config), pool
 void Weights::check_codes(const Source& source, size_t group) const {
   if (source.codes == nullptr) return;
   if (!is_quantised(config_.precision)) throw std::invalid_argument("the model was not made for quantised matrices");
+  if (group == 0) throw std::invalid_argument("the embedding and the router are never quantised");
   if (source.codes->group % group == 0) return;
   throw std::invalid_argument("a quantised matrix has groups of " + std::to_string(source.codes->group) +
                               ", no multiple of the " + std::to_string(group) + " that the model was made for");
@@ -81,6 +82,7 @@ PackedMatrix Weights::pack_plain(Precision precision, size_t group, const Source
 
 AlignedBuffer Weights::pack_norm(const Source& norm) const {
   expect(norm, 1, config_.hidden, "norm");
+  if (norm.codes != nullptr) throw std::invalid_argument("norms are never quantised");
   AlignedBuffer buffer(config_.padded_hidden() * sizeof(float));
   for (size_t i = 0; i < config_.hidden; ++i) reinterpret_cast<float*>(buffer.data())[i] = norm.at(0, i);
   return buffer;
@@ -147,6 +149,7 @@ void Weights::set_router(size_t index, const Source& weight, const Source& bias)
   Layer& to = layer(index);
   if (!to.moe) throw std::invalid_argument("layer " + std::to_string(index) + " has no router");
   expect(bias, 1, config_.experts, "e_score_correction_bias");
+  if (bias.codes != nullptr) throw std::invalid_argument("the router's bias is never quantised");
   to.router = pack_plain(Precision::fp32, 0, weight, config_.experts, config_.hidden, "router");
   to.router_bias.resize(config_.experts);
   for (size_t e = 0; e < config_.experts; ++e) to.router_bias[e] = bias.at(0, e);
@@ -201,8 +204,8 @@ size_t Weights::bytes() const {
   return sum;
 }
 
-void Weights::embed(size_t id, float* out) const { 
+void Weights::embed(size_t id, float* out) const {
   unpack_row(config_.tied ? head_.view : embedding_.view, id, config_.padded_hidden(), out);
- }
+}
 
 }  // namespace ernie

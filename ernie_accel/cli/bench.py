@@ -1,7 +1,7 @@
 """Measure how fast a model runs on this machine: prompts, decoding, batches, and with --profile where the time goes.
 
-Prompts are random ids and end tokens are ignored, so weights and vocabulary do not matter: --shape takes a published
-shape with random weights.
+Prompts are random ids and end tokens are ignored, and tokens are drawn greedily: --shape takes a published shape
+with random weights.
 """
 
 from __future__ import annotations

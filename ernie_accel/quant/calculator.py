@@ -86,7 +86,7 @@ class Calculator:
                 raise CapacityError(
                     "calibration met activations that are no numbers; see whether the model works"
                 )
-            damping *= 10
+            damping = max(damping, 1e-6) * 10
 
     def solve(self, reach: Array, values: Array) -> Array:
         """Return y of y @ (R R^T) = values, [N, K], for R transposed as ``factor`` gives it."""

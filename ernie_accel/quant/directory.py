@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -62,6 +63,7 @@ def quantize(
     Raises:
         ArgumentError: The target exists and is not empty, or another argument can never work.
         CheckpointError: The source is damaged or quantised already, or the disk refuses.
+        UnsupportedCheckpointError: Its head size is no multiple of 16.
         TokenizerError: Calibration is text and there is no tokenizer.
         BackendUnavailableError: The native backend cannot run here.
     """
@@ -73,6 +75,11 @@ def quantize(
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
         checkpoint = _open(source, report, stack)
+        if checkpoint.config.head_dim % 16:
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.info.name}: head_dim={checkpoint.config.head_dim} is no multiple of 16, which codes need; "
+                "load it with precision='int8' or 'int4' instead, which rounds to nearest"
+            )
         job = _Quantization(checkpoint, Recipe.for_precision(precision), calibration, report)
         return job.run(path, began)
 
@@ -121,6 +128,7 @@ class _Quantization:
             "source": stamp(checkpoint),
             "recipe": repr(recipe),
             "calibration": digest(sequences),
+            "library": version("ernie-accel"),
         }
 
     def run(self, target: Path, began: float) -> QuantizationReport:

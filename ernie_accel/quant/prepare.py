@@ -10,6 +10,7 @@ from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint, units
 from ernie_accel.checkpoint.packed.header import FORMAT
+from ernie_accel.errors import CheckpointError
 from ernie_accel.quant.cache import Cache, open_cache
 from ernie_accel.quant.calibrate import Calibration
 from ernie_accel.quant.packing import PackingJob
@@ -83,7 +84,10 @@ class _Job:
         if path is None:
             size = 2 * self._checkpoint.info.total_parameters
             path = cache.add(key, lambda work: self._write(work, identity), size)
-        return self.in_memory() if path is None else self._open(path)
+        try:
+            return self.in_memory() if path is None else self._open(path)
+        except CheckpointError:  # another process removed the entry since, to make room
+            return self.in_memory()
 
     def in_memory(self) -> Checkpoint:
         """Make it for this load only."""

@@ -84,7 +84,7 @@ def _read_texts(path: Path) -> list[str]:
         return [text]
     return [
         _line_text(line, f"{path}: line {number}")
-        for number, line in enumerate(text.splitlines(), start=1)
+        for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
 

@@ -13,11 +13,13 @@
 
 namespace ernie::ERNIE_VARIANT {
 
+// A lane that is no number makes both bounds a NaN.
 static inline void bound_lanes(F16 total, F16 spread, size_t lanes, float* lower, float* upper) {
   const F16 margin = f_sqrt(spread);
+  const float poison = f_sum(f_mul(f_keep(f_add(total, margin), lanes, f_zero()), f_zero()));
   const F16 never = f_set1(-INFINITY);
-  *lower = f_maximum(f_keep(f_sub(total, margin), lanes, never));
-  *upper = f_maximum(f_keep(f_add(total, margin), lanes, never));
+  *lower = f_maximum(f_keep(f_sub(total, margin), lanes, never)) + poison;
+  *upper = f_maximum(f_keep(f_add(total, margin), lanes, never)) + poison;
 }
 
 // Sums of the upper plane over one group of columns.

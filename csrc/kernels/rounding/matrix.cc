@@ -71,6 +71,7 @@ void round_matrix(const RoundingKernels& kernels, const Rounding& how, const flo
 
 void solve_matrix(const RoundingKernels& kernels, const float* reach, size_t n, float* values, size_t rows,
                   ThreadPool& pool) {
+  const DefaultFloatMode mode;
   pool.run(div_up(rows, kPanelRows), [&](size_t panel, int) {
     std::vector<float> lanes(kPanelRows * n);
     load_panel(values, rows, n, panel * kPanelRows, lanes.data());
@@ -81,6 +82,7 @@ void solve_matrix(const RoundingKernels& kernels, const float* reach, size_t n, 
 }
 
 bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, float* reach, ThreadPool& pool) {
+  const DefaultFloatMode mode;
   const size_t padded = round_up(n, kPanelRows), panels = padded / kPanelRows;
   // Padding rows are those of the unit matrix, which factor into themselves.
   std::vector<float> columns(padded * padded, 0.0f);
@@ -113,6 +115,7 @@ bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, 
 
 void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const float* w, size_t out_rows, size_t cols,
                      bool lower, float* out, ThreadPool& pool) {
+  const DefaultFloatMode mode;
   const Source source{.data = w,
                       .dtype = Dtype::fp32,
                       .rows = out_rows,

@@ -6,6 +6,7 @@ made and one for each unit that is complete and on disk; the directory takes its
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -207,11 +208,12 @@ class PackedWriter(Closing):
     def publish(self) -> None:
         """Give the directory its name."""
         with self._writing():
-            self._close_files()
-            (self.directory / JOURNAL_NAME).unlink()
+            # The journal is locked until the directory has its name: nobody else may go on with it.
             os.replace(self.directory, self.target)  # replaces an empty directory
+            self._published = True
+            (self.target / JOURNAL_NAME).unlink()
+            self._close_files()
             _sync_directory(self.target.parent)
-        self._published = True
 
     def close(self) -> None:
         """Keep what is finished for the next time; remove the directory if nothing is. May be called twice."""
@@ -257,13 +259,14 @@ class PackedWriter(Closing):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn what the disk says into an error of ours, and then free the disk."""
+        """Turn what the disk says into an error of ours; free a disk that is full, keep what is finished otherwise."""
         try:
             yield
         except OSError as error:
             self._close_files()
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self.done.clear()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                shutil.rmtree(self.directory, ignore_errors=True)
+                self.done.clear()
             raise CheckpointError(f"{self.target}: cannot be written: {error.strerror or error}") from error
         except (ArgumentError, CheckpointError):
             self._close_files()
@@ -300,6 +303,8 @@ def _lock(file: BinaryIO, directory: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ArgumentError(f"{directory}: is being written by another process") from None
+    except OSError:  # a file system without locks, as on Windows
+        return
 
 
 def _sync_directory(path: Path) -> None:
