@@ -195,6 +195,21 @@ void test_bounds(const Kernels& kernels) {
     }
 }
 
+// A weight that is no number shows in the bounds of its panel.
+void test_bounds_of_what_is_no_number(const Kernels& kernels) {
+  std::mt19937 random(10);
+  ThreadPool pool(1);
+  RandomCodes made(random, 8, 48, 64, 64, {});
+  made.scales[20] = 0x7fc0;
+  const PackedMatrix packed = pack(Precision::nested8, {64, 0}, {made.source}, plain_rows(48), plain_cols(64), pool);
+  Activations a(packed.view, 1);
+  prepare_all(kernels, packed.view, normals(random, 64), 1, 64, &a);
+  float lower[3], upper[3], spread[1];
+  nested_spread(packed.view, a.rows, 0, spread);
+  kernels.bound(packed.view, a.rows, spread, 0, 0, 3, 3, 48, lower, upper);
+  for (size_t p = 0; p < 3; ++p) CHECK(std::isnan(lower[p]) == (p == 1) && std::isnan(upper[p]) == (p == 1));
+}
+
 void test_codes_that_do_not_fit() {
   std::mt19937 random(8);
   ThreadPool pool(1);
@@ -337,6 +352,7 @@ int main() {
     test_against_double(kernels);
     test_codes(kernels);
     test_bounds(kernels);
+    test_bounds_of_what_is_no_number(kernels);
     test_int8_extremes(kernels);
     test_prepare_rounds_and_fills(kernels);
     test_what_is_no_number_shows(kernels);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,25 @@ def test_the_second_load_finds_it(tmp_path: Path, kept: Path, calibrations: list
     assert info == again
     assert (info.layout, info.precision) == ("pt", "int8")
     assert "calibrated on" in (info.recipe or "")
+
+
+def test_an_entry_that_goes_before_it_is_opened(
+    tmp_path: Path, kept: Path, calibrations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = directory(tmp_path / "m")
+    first, _ = logits(path)
+    original = prepare.Cache.find
+
+    def removed_at_once(self: Any, key: str, config: Any) -> Any:
+        found = original(self, key, config)
+        assert found is not None
+        shutil.rmtree(found.parent)
+        return found
+
+    monkeypatch.setattr(prepare.Cache, "find", removed_at_once)
+    second, _ = logits(path)
+    np.testing.assert_array_equal(first, second)
+    assert len(calibrations) == 2
 
 
 def test_off_gives_the_same_bits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ def test_calibration_that_cannot_work(source: Path, calibration: Any, words: str
 def test_calibration_files(source: Path, tmp_path: Path) -> None:
     text, lines = tmp_path / "text.txt", tmp_path / "text.jsonl"
     text.write_text(TEXT)
-    lines.write_text(json.dumps({"text": TEXT}) + "\n\n" + json.dumps(TEXT) + "\n")
+    apart = TEXT + "\u2028"  # ends a line for Python, and not in JSON
+    lines.write_text(
+        json.dumps({"text": TEXT}) + "\n\n" + json.dumps(apart, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     one = ea.quantize(source, tmp_path / "one", precision="int8", calibration=text)
     two = ea.quantize(source, tmp_path / "two", precision="int8", calibration=str(lines))
     direct = ea.quantize(source, tmp_path / "direct", precision="int8", calibration=[TEXT])
@@ -190,6 +194,13 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
     ea.quantize(source, tmp_path / "m", precision="int8", calibration=TEXTS)
     with pytest.raises(ea.UnsupportedCheckpointError, match="is quantized to int8 already"):
         ea.quantize(tmp_path / "m", tmp_path / "again", precision="int4")
+
+
+def test_a_head_size_that_codes_cannot_have(tmp_path: Path) -> None:
+    checkpoint = synthetic(replace(tiny_config(), head_dim=24))
+    with pytest.raises(ea.UnsupportedCheckpointError, match="head_dim=24 is no multiple of 16"):
+        ea.quantize(checkpoint, tmp_path / "m", precision="int8")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import ernie_accel as ea
 from ernie_accel.backends.registry import available
-from ernie_accel.checkpoint.packed.writer import PackedWriter, partial_path
+from ernie_accel.checkpoint.packed.writer import JOURNAL_NAME, PackedWriter, partial_path
 from ernie_accel.testing import synthetic, tiny_config
 from tests.unit.checkpoint.packed.stand_in import StandIn, write
 
@@ -152,6 +152,26 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, call: int, monkeypatch: pyte
     with pytest.raises(ea.CheckpointError, match=r"m: cannot be written: No space left"):
         write(source(), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_error_of_the_disk_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, iter(range(1000))
+
+    def broken(descriptor: int) -> None:
+        if next(calls) == 5:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(ea.CheckpointError, match="cannot be written"):
+        write(source(), tmp_path / "m")
+    monkeypatch.undo()
+    assert [item.name for item in tmp_path.iterdir()] == ["m.partial"]
+    write(source(), tmp_path / "m")
+    assert [item.name for item in tmp_path.iterdir()] == ["m"]
+    assert not (tmp_path / "m" / JOURNAL_NAME).exists()
 
 
 def test_a_directory_with_something_in_it_is_refused(tmp_path: Path) -> None:
