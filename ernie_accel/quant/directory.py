@@ -77,7 +77,7 @@ def quantize(
         checkpoint = _open(source, report, stack)
         if checkpoint.config.head_dim % 16:
             raise UnsupportedCheckpointError(
-                f"{checkpoint.info.name}: head_dim={checkpoint.config.head_dim} is no multiple of 16, which codes need; "
+                f"{checkpoint.info.name}: head_dim={checkpoint.config.head_dim} is no multiple of 16, as codes need; "
                 "load it with precision='int8' or 'int4' instead, which rounds to nearest"
             )
         job = _Quantization(checkpoint, Recipe.for_precision(precision), calibration, report)
