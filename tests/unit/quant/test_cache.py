@@ -15,6 +15,7 @@ import ernie_accel as ea
 from ernie_accel import env
 from ernie_accel.backends.registry import available
 from ernie_accel.quant import prepare, sources
+from ernie_accel.quant.cache import Cache
 from ernie_accel.testing import synthetic, tiny_config
 
 if not available()["native"].ok:
@@ -77,7 +78,7 @@ def test_an_entry_that_goes_before_it_is_opened(
 ) -> None:
     path = directory(tmp_path / "m")
     first, _ = logits(path)
-    original = prepare.Cache.find
+    original = Cache.find
 
     def removed_at_once(self: Any, key: str, config: Any) -> Any:
         found = original(self, key, config)
@@ -85,7 +86,7 @@ def test_an_entry_that_goes_before_it_is_opened(
         shutil.rmtree(found.parent)
         return found
 
-    monkeypatch.setattr(prepare.Cache, "find", removed_at_once)
+    monkeypatch.setattr(Cache, "find", removed_at_once)
     second, _ = logits(path)
     np.testing.assert_array_equal(first, second)
     assert len(calibrations) == 2
