@@ -1,4 +1,4 @@
-"""Comparing every byte of a directory of packed weights with the hashes that were recorded when it was written."""
+"""Comparing the contents of a directory of packed weights with the hashes that were recorded when it was written."""
 
 from __future__ import annotations
 
