@@ -46,7 +46,10 @@ def cache() -> Path | None:
     if value.lower() == "off":
         return None
     if value:
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise ArgumentError(f"ERNIE_ACCEL_CACHE={value!r}: there is no such user; give a path") from error
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # the specification has relative ones ignored
         return Path(base) / "ernie_accel"

@@ -15,7 +15,7 @@ from typing import Any
 from ernie_accel.errors import ArgumentError, CheckpointError, HubError, MissingExtraError
 from ernie_accel.types import Progress
 
-__all__ = ["is_hub_id", "resolve"]
+__all__ = ["is_hub_id", "local_path", "resolve"]
 
 # What a text checkpoint needs, at the top of the repository: weights, configuration, tokenizer, chat template.
 _WANTED = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
@@ -32,6 +32,14 @@ _HUB_ID = re.compile(f"{_PART}/{_PART}")
 def is_hub_id(text: str) -> bool:
     """Whether a string has the form of a hub id, ``organisation/name``."""
     return len(text) <= 96 and _HUB_ID.fullmatch(text) is not None and "--" not in text and ".." not in text
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path, with "~" and "~user" taken for the home directory where there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # a name like any other then, as shells have it
+        return Path(path)
 
 
 def resolve(
@@ -58,8 +66,8 @@ def resolve(
         MissingExtraError: A hub id was given and huggingface_hub is not installed.
         ArgumentError: A revision was given for a local path.
     """
-    path = Path(path_or_id).expanduser()
-    if path.exists():
+    path = local_path(path_or_id)
+    if _exists(path):
         if revision is not None:
             raise ArgumentError(
                 f"revision={revision!r}: {path} is a local path, which has none; leave it out"
@@ -70,6 +78,13 @@ def resolve(
             f"{path}: there is no such directory, and it is no hub id of the form 'organisation/name'; give one of them"
         )
     return _download(path_or_id, revision, cache_dir, progress, bool(offline))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a directory above it that may not be read, a name that is too long
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _download(

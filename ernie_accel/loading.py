@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
 from ernie_accel.backends import registry
 from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend, RunnerInfo
@@ -100,19 +100,14 @@ def _settle_precision(checkpoint: Checkpoint, backend: Backend, options: LoadOpt
     """A quantised checkpoint has one precision, and only some backends take it."""
     if not isinstance(checkpoint, PackedCheckpoint):
         return options
-    own = cast("Precision", checkpoint.precision)
-    if options.precision not in ("auto", own):
-        raise UnsupportedError(
-            f"precision={options.precision!r}: {checkpoint.directory} is quantized to {own} and holds nothing else; "
-            "leave precision='auto', or load or quantize the checkpoint that it was made of"
-        )
-    registry.check_precision(backend, replace(options, precision=own))
+    options = registry.settle_precision(checkpoint, options)
+    registry.check_precision(backend, options)
     if not isinstance(backend, PackingBackend):
         raise UnsupportedError(
             f"backend {backend.name!r} takes no quantized directory such as {checkpoint.directory}; use 'native', or "
             "load the checkpoint that it was made of"
         )
-    return replace(options, precision=own)
+    return options
 
 
 def check_options(options: LoadOptions) -> None:
@@ -171,8 +166,10 @@ def _tokenizer(directory: Path | None) -> Tokenizer | None:
 
 
 def _info(info: ModelInfo, source: Source, runner: RunnerInfo) -> ModelInfo:
+    from ernie_accel.hub import local_path
+
     recipe = runner.details.get("recipe")
-    name = source if isinstance(source, str) and not Path(source).expanduser().exists() else info.name
+    name = source if isinstance(source, str) and not local_path(source).exists() else info.name
     return replace(
         info,
         name=name,

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gguf_names import ATTENTION, FFN, OUTER, layer_prefix
 from ernie_accel.architecture import ModelConfig
 from ernie_accel.checkpoint.base import Tensor
 from ernie_accel.checkpoint.save import save_checkpoint
@@ -37,21 +38,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = Path(__file__).parents[2] / "build/accuracy/smollm2-135m-instruct"
 """Where the converted checkpoint lies; ``build`` is no part of the repository."""
 
-ENDS = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-}
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+LAYER = {**ATTENTION, **FFN}
 CONTROL = 3  # token type of special tokens in GGUF
 
 
@@ -102,10 +89,10 @@ class LlamaGguf:
 
 
 def _their_name(name: str) -> str:
-    if name in ENDS:
-        return ENDS[name]
+    if name in OUTER:
+        return OUTER[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{LAYER.get(rest.removesuffix('.weight'), '?')}.weight"
+    return f"{layer_prefix(layer)}.{LAYER.get(rest.removesuffix('.weight'), '?')}.weight"
 
 
 def _config(file: Gguf) -> dict[str, Any]:

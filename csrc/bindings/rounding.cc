@@ -20,11 +20,6 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
-template <typename T>
-bool has_shape(const Table<T>& table, size_t rows, size_t cols) {
-  return table.shape(0) == rows && table.shape(1) == cols;
-}
-
 // Calibration's own view of the machine: which kernels, how many threads.
 struct Calculator {
   const Kernels& kernels;

@@ -42,18 +42,6 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(std::string("a quantised matrix: ") + what);
 }
 
-template <typename T>
-bool has_shape(const Table<T>& table, size_t rows, size_t cols) {
-  return table.shape(0) == rows && table.shape(1) == cols;
-}
-
-void check_columns(const Columns& exact, size_t cols) {
-  require(exact.size() <= kMaxExact && exact.size() % 2 == 0, "exact columns must be an even number up to 64");
-  for (size_t i = 0; i < exact.size(); ++i)
-    require(exact(i) >= (i == 0 ? 0 : exact(i - 1) + 1) && static_cast<size_t>(exact(i)) < cols,
-            "exact columns must ascend inside the matrix");
-}
-
 void check_codes(int bits, const Table<int8_t>& codes) {
   const int most = (1 << (bits - 1)) - 1, least = bits == 8 ? -most : -most - 1;
   bool ok = true;
@@ -76,7 +64,8 @@ BoundTensor make_quantised(int bits, size_t group, const Table<int8_t>& codes, c
   check_codes(bits, codes);
   require(group > 0 && group % 16 == 0 && group <= kMaxGroup, "the group must be a multiple of 16 up to 256");
   require(has_shape(scales, rows, div_up(cols, group)), "scales must be [rows, groups]");
-  check_columns(exact, cols);
+  const char* problem = exact_columns_problem(exact.data(), exact.size(), cols);
+  require(problem == nullptr, problem);
   require(has_shape(exact_weights, rows, exact.size()), "exact weights must be [rows, exact columns]");
   BoundTensor tensor;
   tensor.kept = {nb::cast(codes), nb::cast(scales), nb::cast(exact), nb::cast(exact_weights)};

@@ -11,13 +11,6 @@ void require(bool ok, const std::string& name, const char* what) {
   if (!ok) throw std::invalid_argument("packed matrix '" + name + "': " + what);
 }
 
-void check_exact(const std::string& name, const std::vector<int32_t>& exact, size_t cols) {
-  require(exact.size() <= kMaxExact && exact.size() % 2 == 0, name, "exact columns must be an even number up to 64");
-  for (size_t i = 0; i < exact.size(); ++i)
-    require(exact[i] >= (i == 0 ? 0 : exact[i - 1] + 1) && static_cast<size_t>(exact[i]) < cols, name,
-            "exact columns must ascend inside the matrix");
-}
-
 }  // namespace
 
 void Weights::name_ffn(const std::string& prefix, FeedForward& ffn, size_t width) {
@@ -82,7 +75,8 @@ void Weights::set_packed(const std::string& name, Precision precision, size_t gr
   if (is_quantised(precision)) {
     require(may_be_quantised && is_quantised(config_.precision), name, "must not be quantised");
     require(group > 0 && group <= kMaxGroup && group % to.group == 0, name, "has groups that the model was not made for");
-    check_exact(name, exact, to.cols);
+    const char* problem = exact_columns_problem(exact.data(), exact.size(), to.cols);
+    require(problem == nullptr, name, problem);
   } else {
     const Precision plain = to.kind == Slot::Kind::router ? Precision::fp32 : precision;
     require(!may_be_quantised || precision == config_.precision, name, "must have the model's precision");

@@ -13,10 +13,11 @@ from __future__ import annotations
 import difflib
 import html
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
 from ernie_accel.backends.base import Backend, LoadOptions
+from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.errors import ArgumentError, BackendUnavailableError, UnsupportedError
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "choose",
     "get",
     "names",
+    "settle_precision",
 ]
 
 GROUP = "ernie_accel.backends"
@@ -150,6 +152,22 @@ def check_precision(backend: Backend, options: LoadOptions) -> None:
     raise UnsupportedError(
         f"precision={wanted!r}: backend {backend.name!r} has {', '.join(backend.precisions)}{advice}"
     )
+
+
+def settle_precision(checkpoint: Checkpoint, options: LoadOptions) -> LoadOptions:
+    """Take the precision of a checkpoint that has one, as its matrices are codes or packed.
+
+    Raises UnsupportedError if another one was asked for.
+    """
+    own = getattr(checkpoint, "precision", None)
+    if own is None:
+        return options
+    if options.precision not in ("auto", own):
+        raise UnsupportedError(
+            f"precision={options.precision!r}: {checkpoint.directory or checkpoint.info.name} is quantized to {own} "
+            "and holds nothing else; leave precision='auto', or load or quantize the checkpoint that it was made of"
+        )
+    return replace(options, precision=own)
 
 
 def _entries() -> dict[str, EntryPoint]:

@@ -19,6 +19,7 @@ from ernie_accel import env
 from ernie_accel.architecture import ModelConfig
 from ernie_accel.checkpoint.packed import WEIGHTS_NAME
 from ernie_accel.checkpoint.packed.header import read_header
+from ernie_accel.checkpoint.packed.writer import DiskError
 from ernie_accel.errors import CheckpointError
 
 __all__ = ["Cache", "open_cache"]
@@ -46,13 +47,19 @@ class Cache:
         return self.directory / "hashes"
 
     def find(self, key: str, config: ModelConfig) -> Path | None:
-        """Return the weights of an entry that is sound by its header; one that is not is removed."""
+        """Return the weights of an entry that is sound by its header, None if there is none; a damaged one is removed.
+
+        Raises:
+            CheckpointError: It cannot be read now, which says nothing against it.
+        """
         path = self.directory / key / WEIGHTS_NAME
-        if not path.exists():
-            return None
         try:
             read_header(path, config)
-        except CheckpointError:
+        except CheckpointError as error:
+            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+                return None
+            if isinstance(error.__cause__, OSError):
+                raise
             _remove(path.parent)
             return None
         with suppress(OSError):  # the time of the last use; a read-only cache goes without
@@ -63,7 +70,7 @@ class Cache:
         """Let ``write`` fill a new directory and keep it as the entry of that key; return the path of its weights.
 
         None where the cache cannot hold about ``size`` bytes or cannot be written, which is warned about: the load goes
-        on without it.
+        on without it. What ``write`` finds wrong with the source is raised.
         """
         if size > self.limit:
             return None
@@ -76,17 +83,21 @@ class Cache:
             with suppress(OSError):  # another process was first
                 os.replace(work, entry)
             return entry / WEIGHTS_NAME
-        except (CheckpointError, OSError) as error:
-            warnings.warn(
-                f"quantized weights could not be kept in {self.directory}, so the next load quantizes again: {error}; "
-                "ERNIE_ACCEL_CACHE names another directory, or is set to 'off'",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        except (DiskError, OSError) as error:
+            self.warn("kept in", error)
             return None
         finally:
             _remove(work)
             _remove(work.with_name(work.name + ".partial"))
+
+    def warn(self, what: str, error: Exception) -> None:
+        """Warn that quantised weights could not be ``what`` ("kept in", "read from") the cache."""
+        warnings.warn(
+            f"quantized weights could not be {what} {self.directory}, which costs another quantization: {error}; "
+            "ERNIE_ACCEL_CACHE names another directory, or is set to 'off'",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def _make_room(self, size: int) -> None:
         """Remove entries, oldest use first, until ``size`` more bytes fit the limit."""

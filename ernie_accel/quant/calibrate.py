@@ -23,6 +23,7 @@ from ernie_accel.quant.forward import Attention
 from ernie_accel.quant.recipe import Recipe
 from ernie_accel.quant.results import LayerResult
 from ernie_accel.quant.streams import Streams
+from ernie_accel.quant.text import whole_numbers
 from ernie_accel.types import Progress
 
 if TYPE_CHECKING:
@@ -84,19 +85,19 @@ class Calibration:
 def _checked(sequences: Sequence[Sequence[int]], config: ModelConfig) -> list[Ids]:
     if not sequences:
         raise ArgumentError("calibration needs at least one sequence of ids; there is none")
-    arrays = [np.asarray(sequence, np.int64) for sequence in sequences]
-    for number, array in enumerate(arrays):
-        if array.ndim != 1 or not 1 <= len(array) <= config.max_position_embeddings:
+    plain = [whole_numbers(sequence) for sequence in sequences]
+    for number, ids in enumerate(plain):
+        if not 1 <= len(ids) <= config.max_position_embeddings:
             raise ArgumentError(
-                f"calibration sequence {number} has {array.size} ids: must have from 1 to "
+                f"calibration sequence {number} has {len(ids)} ids: must have from 1 to "
                 f"{config.max_position_embeddings}"
             )
-        outside = array[(array < 0) | (array >= config.vocab_size)]
-        if len(outside):
+        outside = next((token for token in ids if not 0 <= token < config.vocab_size), None)
+        if outside is not None:
             raise ArgumentError(
-                f"calibration sequence {number} holds the id {outside[0]}: must be from 0 to {config.vocab_size - 1}"
+                f"calibration sequence {number} holds the id {outside}: must be from 0 to {config.vocab_size - 1}"
             )
-    return arrays
+    return [np.array(ids, np.int64) for ids in plain]
 
 
 class _Walk:

@@ -63,6 +63,7 @@ def quantize(
     Raises:
         ArgumentError: The target exists and is not empty, or another argument can never work.
         CheckpointError: The source is damaged or quantised already, or the disk refuses.
+        CapacityError: The system's memory does not suffice.
         UnsupportedCheckpointError: Its head size is no multiple of 16.
         TokenizerError: Calibration is text and there is no tokenizer.
         BackendUnavailableError: The native backend cannot run here.
@@ -70,8 +71,7 @@ def quantize(
     began = time.perf_counter()
     if precision not in get_args(QuantPrecision):
         raise ArgumentError(f"precision={precision!r}: must be one of {', '.join(get_args(QuantPrecision))}")
-    path = Path(target)
-    check_target(path)
+    path = _target(target)
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
         checkpoint = _open(source, report, stack)
@@ -82,6 +82,14 @@ def quantize(
             )
         job = _Quantization(checkpoint, Recipe.for_precision(precision), calibration, report)
         return job.run(path, began)
+
+
+def _target(target: str | os.PathLike[str]) -> Path:
+    if not isinstance(target, (str, os.PathLike)):
+        raise ArgumentError(f"target={target!r}: must be the path of a directory to create")
+    path = Path(target)
+    check_target(path)
+    return path
 
 
 def _open(
@@ -174,7 +182,7 @@ class _Quantization:
                 model = self._engine(packed, self._recipe.precision, stack)
                 found = compare(reference, model, held_out, progress=self._progress)
                 return found, f"{self._split.held_out_description}, another part of it"
-        except CapacityError as error:
+        except (CapacityError, MemoryError) as error:
             return None, f"fp32 does not fit the memory ({error})"
 
     def _engine(self, checkpoint: Checkpoint, precision: Precision, stack: ExitStack) -> LocalEngine:

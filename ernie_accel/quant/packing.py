@@ -16,6 +16,7 @@ from ernie_accel.checkpoint.packed.writer import PackedWriter
 from ernie_accel.checkpoint.quantised import QuantisedMatrix
 from ernie_accel.quant.calibrate import Calibration
 from ernie_accel.quant.data_free import quantise_data_free
+from ernie_accel.quant.memory import memory_explained
 from ernie_accel.quant.recipe import Recipe
 from ernie_accel.quant.results import LayerResult
 from ernie_accel.types import Progress
@@ -87,10 +88,15 @@ class PackingJob:
         """Write everything but the name; ``publish`` and ``close`` the writer that is returned.
 
         What an interrupted call with the same ``identity`` has finished is not computed again.
+
+        Raises:
+            CapacityError: The system's memory is used up; what is finished is kept.
         """
         writer = PackedWriter(target, identity)
+        tokens = sum(map(len, self._sequences))
         try:
-            self._add_units(writer, progress)
+            with memory_explained(self._checkpoint.config, self._settings, tokens):
+                self._add_units(writer, progress)
             writer.seal(
                 precision=self._settings.precision,
                 activations=self._settings.activations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,7 @@ from ernie_accel.checkpoint.packed.header import FORMAT
 from ernie_accel.errors import CheckpointError
 from ernie_accel.quant.cache import Cache, open_cache
 from ernie_accel.quant.calibrate import Calibration
+from ernie_accel.quant.memory import memory_explained
 from ernie_accel.quant.packing import PackingJob
 from ernie_accel.quant.recipe import QuantPrecision, Recipe
 from ernie_accel.quant.results import QuantisedResults
@@ -39,6 +41,8 @@ def prepare(
 
     Raises:
         ArgumentError, UnsupportedError: What the backend says to the options, before anything slow is done.
+        CheckpointError: A tensor is damaged, or holds values that are no numbers.
+        CapacityError: The system's memory does not suffice for calibration.
     """
     precision = backend.precisions[0] if options.precision == "auto" else options.precision
     config = checkpoint.config
@@ -80,26 +84,32 @@ class _Job:
             "format": FORMAT,
         }
         key = digest(identity)[:32]
-        path = cache.find(key, self._checkpoint.config)
+        try:
+            path = cache.find(key, self._checkpoint.config)
+        except CheckpointError as error:
+            cache.warn("read from", error)
+            return self.in_memory()
         if path is None:
             size = 2 * self._checkpoint.info.total_parameters
             path = cache.add(key, lambda work: self._write(work, identity), size)
-        try:
-            return self.in_memory() if path is None else self._open(path)
-        except CheckpointError:  # another process removed the entry since, to make room
-            return self.in_memory()
+        packed = None
+        if path is not None:
+            with suppress(CheckpointError):  # another process removed the entry since, to make room
+                packed = self._open(path)
+        return packed or self.in_memory()
 
     def in_memory(self) -> Checkpoint:
         """Make it for this load only."""
         ids = self._ids()
-        results = Calibration(
-            self._checkpoint,
-            self._recipe,
-            ids.sequences,
-            threads=self._options.threads,
-            progress=self._report,
-        )
-        return QuantisedResults(self._checkpoint, results, self._recipe, ids.description)
+        with memory_explained(self._checkpoint.config, self._recipe, sum(map(len, ids.sequences))):
+            results = Calibration(
+                self._checkpoint,
+                self._recipe,
+                ids.sequences,
+                threads=self._options.threads,
+                progress=self._report,
+            )
+            return QuantisedResults(self._checkpoint, results, self._recipe, ids.description)
 
     def _report(self, stage: str, done: int, total: int) -> None:
         """Layers to weights, which is what a directory counts too."""

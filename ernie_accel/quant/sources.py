@@ -11,6 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ernie_accel.architecture import tensor_specs
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.errors import CheckpointError
 
@@ -23,18 +26,18 @@ _SETTLED = 3.0
 
 
 def digest(values: Any) -> str:
-    """SHA-256 of plain values, in hex."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    """SHA-256 of plain values in hex. Raises TypeError on what JSON cannot hold: its text may leave something out."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stamp(checkpoint: Checkpoint) -> str | None:
+def stamp(checkpoint: Checkpoint) -> str:
     """Name the checkpoint by sizes and times of its files: enough to tell whether an interrupted run can go on.
 
-    None for a virtual checkpoint that does not say what it is.
+    A virtual checkpoint that does not say what it is goes by all of its tensors.
     """
     if checkpoint.directory is None:
-        return _virtual(checkpoint)
+        return _virtual(checkpoint) or _tensors(checkpoint)
     return digest([[path.name, *_status(path)[:2]] for path in _files(checkpoint, checkpoint.directory)])
 
 
@@ -43,6 +46,8 @@ def content(checkpoint: Checkpoint, memory: Path) -> str | None:
 
     Reading them takes half a second for a gigabyte; ``memory`` is a directory that remembers the hashes of files whose
     size, times and inode have not changed since. It may be missing or unwritable.
+
+    None for a virtual checkpoint that does not say what it is: one cannot know what its tensors will be next time.
     """
     if checkpoint.directory is None:
         return _virtual(checkpoint)
@@ -50,8 +55,26 @@ def content(checkpoint: Checkpoint, memory: Path) -> str | None:
 
 
 def _virtual(checkpoint: Checkpoint) -> str | None:
+    """What the checkpoint says it is, if it does in plain values; equal words of another class mean something else."""
     identity = getattr(checkpoint, "identity", None)
-    return None if identity is None else digest(["virtual", identity])
+    if identity is None:
+        return None
+    kind = type(checkpoint)
+    try:
+        return digest(["virtual", kind.__module__, kind.__qualname__, identity])
+    except (TypeError, ValueError):
+        return None
+
+
+def _tensors(checkpoint: Checkpoint) -> str:
+    """SHA-256 of the configuration and every tensor: about a second for a gigabyte."""
+    hasher = hashlib.sha256(digest(checkpoint.config.to_dict()).encode())
+    for name in sorted(tensor_specs(checkpoint.config)):
+        tensor = checkpoint.tensor(name)
+        data = np.ascontiguousarray(tensor.data)
+        hasher.update(digest([name, tensor.dtype, list(data.shape)]).encode())
+        hasher.update(data.reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
 
 
 def _files(checkpoint: Checkpoint, directory: Path) -> Iterator[Path]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import lzma
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
+from operator import index
 
 import numpy as np
 
@@ -15,7 +17,14 @@ from ernie_accel.errors import ArgumentError, TokenizerError
 from ernie_accel.quant.recipe import Recipe
 from ernie_accel.tokenizer import Tokenizer
 
-__all__ = ["CalibrationIds", "built_in_ids", "built_in_texts", "ids_of_sequences", "ids_of_texts"]
+__all__ = [
+    "CalibrationIds",
+    "built_in_ids",
+    "built_in_texts",
+    "ids_of_sequences",
+    "ids_of_texts",
+    "whole_numbers",
+]
 
 Ids = tuple[int, ...]
 
@@ -82,9 +91,21 @@ def ids_of_sequences(
     """Return the first of the user's own ids, as many as the recipe wants.
 
     Raises:
-        ArgumentError: There is none.
+        ArgumentError: There is none, or one is no whole number.
     """
-    return _cut(sequences, config, recipe, "ids of the user's")
+    return _cut(map(whole_numbers, sequences), config, recipe, "ids of the user's")
+
+
+def whole_numbers(ids: Sequence[int]) -> list[int]:
+    """Return ids as plain integers. Raises ArgumentError on others: NumPy would cut 1.5 to 1 and read "7" as 7."""
+    return [_whole_number(token) for token in ids]
+
+
+def _whole_number(token: object) -> int:
+    if not isinstance(token, bool):
+        with suppress(TypeError):
+            return index(token)  # type: ignore[arg-type]
+    raise ArgumentError(f"calibration holds the id {token!r:.80}: must be a whole number")
 
 
 def _cut(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ernie_accel.architecture.config import ModelConfig
 from ernie_accel.errors import ArgumentError
 from ernie_accel.quant.recipe import Recipe
@@ -62,8 +64,10 @@ def _given(
     texts = [item for item in items if isinstance(item, str)]
     if texts and len(texts) == len(items):
         return ids_of_texts(texts, config, tokenizer, recipe)
-    sequences: list[Sequence[int]] = [
-        item for item in items if isinstance(item, Sequence) and not isinstance(item, str)
+    sequences: list[Any] = [
+        item
+        for item in items
+        if isinstance(item, (Sequence, np.ndarray)) and not isinstance(item, (str, bytes))
     ]
     if not items or len(sequences) < len(items):
         raise ArgumentError(
@@ -76,7 +80,7 @@ def _read_texts(path: Path) -> list[str]:
     """Texts of a file: one for each line of ``.jsonl`` (a string, or its ``"text"``), else the whole file as one."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no path
         raise ArgumentError(
             f"calibration={str(path)!r}: cannot be read as a text file in UTF-8: {error}"
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.gguf_names import ATTENTION, FFN, OUTER, layer_prefix
 from ernie_accel.architecture import ModelConfig, tensor_specs
 from ernie_accel.checkpoint.base import to_float32
 from ernie_accel.testing import SyntheticCheckpoint, synthetic
@@ -18,16 +19,6 @@ from .q6_k import quantise_q6_k
 
 Array = npt.NDArray[Any]
 
-OUTER = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-}
-DENSE = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
 PROJECTIONS = ("gate", "up", "down")
 
 
@@ -122,13 +113,13 @@ def tensors(c: ModelConfig) -> Iterator[tuple[str, list[str]]]:
     if not c.tie_word_embeddings:
         yield "output.weight", ["lm_head.weight"]
     for i in range(c.num_hidden_layers):
-        ours, theirs = f"model.layers.{i}", f"blk.{i}"
+        ours, theirs = f"model.layers.{i}", layer_prefix(i)
         yield from (
-            (f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in LAYER.items()
+            (f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in ATTENTION.items()
         )
         if not c.is_moe_layer(i):
             yield from (
-                (f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in DENSE.items()
+                (f"{theirs}.{name}.weight", [f"{ours}.{source}.weight"]) for source, name in FFN.items()
             )
             continue
         yield f"{theirs}.ffn_gate_inp.weight", [f"{ours}.mlp.gate.weight"]

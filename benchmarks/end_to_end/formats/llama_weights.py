@@ -15,6 +15,21 @@ from ernie_accel.architecture import ModelConfig
 from ernie_accel.checkpoint.base import to_float32
 from ernie_accel.testing import SyntheticCheckpoint
 
+SHARED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "tie_word_embeddings",
+)
+"""What ERNIE, Llama and their libraries call by the same name in config.json."""
+
 
 def llama_tensor(checkpoint: SyntheticCheckpoint, name: str) -> npt.NDArray[np.float32]:
     """Return a tensor by its ``-PT`` name, which is Llama's too, float32."""
@@ -30,21 +45,8 @@ def llama_config(c: ModelConfig) -> dict[str, Any]:
     """Return the keys of a Llama's config.json."""
     if c.moe_num_experts:
         raise SystemExit("error: a mixture of experts is no Llama; only llama.cpp has one here")
-    same = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_theta",
-        "tie_word_embeddings",
-    )
     return {
-        **{key: getattr(c, key) for key in same},
+        **{key: getattr(c, key) for key in SHARED_KEYS},
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",

@@ -13,22 +13,8 @@ import numpy as np
 from ernie_accel.checkpoint.base import to_float32
 from ernie_accel.testing import SyntheticCheckpoint, synthetic
 
+from ..formats.llama_weights import SHARED_KEYS
 from .base import Ids, Setup
-
-SHARED_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "tie_word_embeddings",
-)
-"""What both libraries call by the same name."""
 
 
 class Torch:

@@ -322,6 +322,14 @@ void unpack_row(const Matrix& w, size_t row, size_t n, float* out) {
 
 size_t prepared_cols(const Matrix& w) { return w.cols; }
 
+const char* exact_columns_problem(const int32_t* exact, size_t count, size_t cols) {
+  if (count > kMaxExact || count % 2 != 0) return "exact columns must be an even number up to 64";
+  for (size_t i = 0; i < count; ++i)
+    if (exact[i] < 0 || static_cast<size_t>(exact[i]) >= cols || (i > 0 && exact[i] <= exact[i - 1]))
+      return "exact columns must ascend inside the matrix";
+  return nullptr;
+}
+
 size_t prepared_bytes(const Matrix& w) {
   const size_t element = w.precision == Precision::fp32 ? 4 : w.precision == Precision::bf16 ? 2 : 1;
   return round_up(w.cols * element, kLineBytes);

@@ -62,6 +62,9 @@ struct PackedMatrix {
 PackedMatrix pack(Precision precision, Groups groups, const std::vector<Source>& sources,
                   const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, ThreadPool& pool);
 
+// What is wrong with the exact columns of a matrix; null if nothing is.
+const char* exact_columns_problem(const int32_t* exact, size_t count, size_t cols);
+
 // A matrix of that shape without its panels: what the layout says about it. `rows` and `cols` as the maps have them.
 Matrix describe(Precision precision, Groups groups, size_t rows, size_t cols, size_t exact_count);
 

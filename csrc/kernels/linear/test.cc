@@ -5,6 +5,10 @@
 #include <bit>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "base/bf16.h"
 #include "kernels/linear/pack.h"
 
@@ -342,6 +346,30 @@ void test_pack_sources() {
   }
 }
 
+#if defined(__linux__)
+// Nothing is read further behind the last row than `Rows` says: an unreadable page lies there.
+void test_rows_at_the_end_of_memory(const Kernels& kernels) {
+  std::mt19937 random(11);
+  const size_t page = 4096, size = 16 * page;
+  auto* memory = static_cast<uint8_t*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  CHECK(memory != MAP_FAILED && mprotect(memory + size - page, page, PROT_NONE) == 0);
+  for (const Case& c : {Case{32, 272, 33, 256}, Case{32, 16, 7, 128}, Case{16, 144, 40, 96}}) {
+    const auto w = normals(random, c.rows * c.cols), x = normals(random, c.tokens * c.cols);
+    const PackedMatrix packed = pack_floats(Precision::int8, c.group, w, c.rows, c.cols);
+    Activations a(packed.view, c.tokens);
+    a.rows.data = memory + size - page - kLineBytes - c.tokens * a.rows.stride;
+    prepare_all(kernels, packed.view, x, c.tokens, c.cols, &a);
+    std::vector<float> out(c.tokens * c.rows), one(c.rows);
+    kernels.linear(packed.view, a.rows, 0, c.tokens, 0, packed.view.panels(), 0, out.data(), c.rows, a.scratch.data());
+    for (size_t t = 0; t < c.tokens; ++t) {
+      kernels.linear(packed.view, a.rows, t, 1, 0, packed.view.panels(), 0, one.data(), c.rows, a.scratch.data());
+      CHECK(std::memcmp(one.data(), out.data() + t * c.rows, c.rows * sizeof(float)) == 0);
+    }
+  }
+  munmap(memory, size);
+}
+#endif
+
 }  // namespace
 
 int main() {
@@ -350,6 +378,9 @@ int main() {
   test_codes_that_do_not_fit();
   for_each_isa([](const Kernels& kernels) {
     test_against_double(kernels);
+#if defined(__linux__)
+    test_rows_at_the_end_of_memory(kernels);
+#endif
     test_codes(kernels);
     test_bounds(kernels);
     test_bounds_of_what_is_no_number(kernels);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ernie_accel import env, system
@@ -10,7 +10,7 @@ from ernie_accel.backends.base import Availability, Footprint, LoadOptions, Runn
 from ernie_accel.backends.checks import check_context
 from ernie_accel.backends.native.isa import choose_isa
 from ernie_accel.backends.native.translate import translate
-from ernie_accel.backends.registry import check_precision
+from ernie_accel.backends.registry import check_precision, settle_precision
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint
 from ernie_accel.errors import ArgumentError, CapacityError, UnsupportedError
@@ -104,7 +104,7 @@ class NativeBackend:
         from ernie_accel.backends.native.loader import load_weights
         from ernie_accel.backends.native.runner import NativeRunner
 
-        options = _settle_precision(checkpoint, options)
+        options = settle_precision(checkpoint, options)
         self._check(options)
         native_options = _native_options(options)
         choice = choose_isa(native_options.isa)
@@ -127,14 +127,13 @@ class NativeBackend:
         from ernie_accel import _native
         from ernie_accel.backends.native.packing import NativePacker
 
-        options = _settle_precision(checkpoint, options)
+        options = settle_precision(checkpoint, options)
         self._check(options)
         sizes = _sizes(checkpoint.config, options, _native_options(options))
         _set_groups(sizes, checkpoint)
         sizes.max_pages = 1
         model = translate(lambda: _native.Model(sizes, choose_isa().isa, _threads(options)))
-        recipe = getattr(checkpoint, "recipe", None) or _recipe(_precision(options), sizes)
-        return NativePacker(model, checkpoint, recipe)
+        return NativePacker(model, checkpoint)
 
     def _check(self, options: LoadOptions) -> None:
         check_precision(self, options)
@@ -157,19 +156,6 @@ def _native_options(options: LoadOptions) -> NativeOptions:
     if not isinstance(given, NativeOptions):
         raise ArgumentError(f"backend_options={given!r}: backend 'native' takes NativeOptions")
     return given
-
-
-def _settle_precision(checkpoint: Checkpoint, options: LoadOptions) -> LoadOptions:
-    """Take the precision of a checkpoint that has one: its matrices are codes or packed."""
-    own = getattr(checkpoint, "precision", None)
-    if own is None:
-        return options
-    if options.precision not in ("auto", own):
-        raise UnsupportedError(
-            f"precision={options.precision!r}: {checkpoint.info.name} is quantized to {own} and holds nothing else; "
-            "leave precision='auto', or quantize the original checkpoint again"
-        )
-    return replace(options, precision=own)
 
 
 def _set_groups(sizes: _native.Config, checkpoint: Checkpoint) -> None:

@@ -18,8 +18,7 @@ __all__ = ["NativePacker"]
 class NativePacker:
     """Implements ``ernie_accel.backends.base.Packer``: a model that gives each matrix away once it is packed."""
 
-    def __init__(self, model: _native.Model, checkpoint: Checkpoint, recipe: str) -> None:
-        self.recipe = recipe
+    def __init__(self, model: _native.Model, checkpoint: Checkpoint) -> None:
         self._model = model
         self._checkpoint = checkpoint
 

@@ -42,6 +42,7 @@ __all__ = [
     "MatrixEntry",
     "PackedHeader",
     "TensorEntry",
+    "check_preamble",
     "encode_header",
     "parse_header",
     "read_header",
@@ -61,6 +62,7 @@ MAGIC = b"ERNIEPAK"
 _PREAMBLE = struct.Struct("<8sIIQQ32s")
 _MAX_HEADER = 256 << 20
 _MAX_TEXT = 1 << 16
+_MAX_NAME = 255
 
 
 class MatrixEntry(NamedTuple):
@@ -129,6 +131,18 @@ def write_preamble(file: BinaryIO, offset: int, text: bytes) -> None:
     preamble = _PREAMBLE.pack(MAGIC, FORMAT, 0, offset, len(text), digest)
     file.seek(0)
     file.write(preamble.ljust(DATA_START, b"\0"))
+
+
+def check_preamble(path: Path, file: BinaryIO) -> int:
+    """See that the first page is as ``write_preamble`` writes it; return where the header begins."""
+    file.seek(0)
+    page = file.read(DATA_START)
+    if len(page) < DATA_START:
+        raise CheckpointError(f"{path}: is truncated within its first {DATA_START} bytes")
+    _, _, zero, offset, _, _ = _PREAMBLE.unpack_from(page)
+    if zero or any(page[_PREAMBLE.size :]):
+        raise CheckpointError(f"{path}: bytes of its first page are not zero as they were written")
+    return int(offset)
 
 
 def read_header(path: Path, config: ModelConfig) -> PackedHeader:
@@ -225,9 +239,14 @@ def _is_group(value: object) -> bool:
 
 def _text(values: Mapping[str, Any], key: str, source: str) -> str:
     value = values.get(key)
-    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not _is_unicode(value):
         raise CheckpointError(f"{source}: {key} must be a string of at most {_MAX_TEXT} characters")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be printed and stored: JSON lets halves of surrogate pairs pass."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _files(values: Mapping[str, Any], source: str) -> Mapping[str, str]:
@@ -235,8 +254,14 @@ def _files(values: Mapping[str, Any], source: str) -> Mapping[str, str]:
     if not isinstance(files, dict) or not all(_is_digest(item) for item in files.values()):
         raise CheckpointError(f"{source}: files must map names to SHA-256 in hex")
     for name in files:
-        if not name or name != os.path.basename(name) or name in (".", ".."):
-            raise CheckpointError(f"{source}: files: {name!r} must be a plain file name")
+        # isprintable: no NUL, nothing that is no character; a separator of another system is none of this one's
+        if (
+            not name.isprintable()
+            or not 1 <= len(name) <= _MAX_NAME
+            or set(name) & set("/\\:")
+            or name in (".", "..")
+        ):
+            raise CheckpointError(f"{source}: files: {name[:80]!r} must be a plain file name")
     return files
 
 

@@ -17,8 +17,9 @@ from ernie_accel.architecture import ROLES, ModelConfig, tensor_specs
 from ernie_accel.checkpoint.base import Tensor
 from ernie_accel.checkpoint.packed.header import WEIGHTS_NAME, PackedHeader, read_header
 from ernie_accel.checkpoint.packed.layout import PackedMatrix, units
-from ernie_accel.checkpoint.packed.resident import read_into_memory
+from ernie_accel.checkpoint.packed.resident import file_state, read_into_memory
 from ernie_accel.checkpoint.quantised import ActivationGroups
+from ernie_accel.checkpoint.strict_json import check_regular_file
 from ernie_accel.closing import Closing
 from ernie_accel.errors import CapacityError, CheckpointError, ClosedError
 from ernie_accel.types import ModelInfo
@@ -50,6 +51,9 @@ class PackedCheckpoint(Closing):
         self.config = config
         self.directory = directory
         self.generation_config = generation_config
+        self._state = _state(
+            path
+        )  # before the header is read: what is mapped later must be the file that it speaks of
         self.header = read_header(path, config)
         self.info = info or describe(path.parent.name, config, self.header)
         self._map: mmap.mmap | None = None
@@ -110,7 +114,9 @@ class PackedCheckpoint(Closing):
             CapacityError: There is no memory for it.
         """
         try:
-            self._map = read_into_memory(self.path, system.available_threads())
+            memory, state = read_into_memory(self.path, system.available_threads())
+            self._check_unchanged(state)
+            self._map = memory
         except OSError as error:
             if error.errno == errno.ENOMEM:
                 raise CapacityError(f"{self.path}: the system has no memory left for the weights") from error
@@ -122,6 +128,7 @@ class PackedCheckpoint(Closing):
         try:
             if self._map is None:
                 with self.path.open("rb") as file:
+                    self._check_unchanged(file_state(file.fileno()))
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             view = np.frombuffer(self._map, dtype, size // dtype.itemsize, offset)
             view.flags.writeable = False
@@ -129,10 +136,26 @@ class PackedCheckpoint(Closing):
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: {name!r}: cannot be mapped: {error}") from error
 
+    def _check_unchanged(self, state: tuple[int, ...]) -> None:
+        """Shorter, it would end the process that reads it; replaced, it would not be what the header speaks of."""
+        if state != self._state:
+            raise CheckpointError(
+                f"{self.path}: changed since it was opened; load it again when nothing writes it any more"
+            )
+
     def close(self) -> None:
         """Let go of the file; the last view that was handed out unmaps it. May be called twice."""
         self._closed = True
         self._map = None
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    check_regular_file(path)
+    try:
+        with path.open("rb") as file:
+            return file_state(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def describe(name: str, config: ModelConfig, header: PackedHeader) -> ModelInfo:

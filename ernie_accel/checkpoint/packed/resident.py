@@ -9,13 +9,22 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-__all__ = ["read_into_memory"]
+__all__ = ["file_state", "read_into_memory"]
 
 _LARGE_PAGE = 2 << 20
 
 
-def read_into_memory(path: Path, threads: int) -> mmap.mmap:
-    """Read a file with several threads: what takes the time is the system making the memory. Raises OSError."""
+def file_state(descriptor: int) -> tuple[int, ...]:
+    """Which file it is and what tells a later change of it: device, inode, size and time."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_into_memory(path: Path, threads: int) -> tuple[mmap.mmap, tuple[int, ...]]:
+    """Read a file with several threads: what takes the time is the system making the memory.
+
+    Returns the memory, and the file's state after it was read. Raises OSError.
+    """
     from concurrent.futures import ThreadPoolExecutor  # takes longer to import than a mapped model to load
 
     with path.open("rb") as file:
@@ -26,7 +35,7 @@ def read_into_memory(path: Path, threads: int) -> mmap.mmap:
         with memoryview(memory) as view, ThreadPoolExecutor(parts) as pool:
             for job in [pool.submit(_read, path, view[a:b], a) for a, b in pairwise(bounds)]:
                 job.result()
-    return memory
+        return memory, file_state(file.fileno())
 
 
 def _memory(size: int) -> mmap.mmap:

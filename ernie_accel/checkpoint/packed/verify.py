@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from ernie_accel.checkpoint.packed.header import DATA_START, MatrixEntry, PackedHeader, TensorEntry
+from ernie_accel.checkpoint.packed.header import (
+    DATA_START,
+    MatrixEntry,
+    PackedHeader,
+    TensorEntry,
+    check_preamble,
+)
+from ernie_accel.checkpoint.strict_json import check_regular_file
 from ernie_accel.errors import CheckpointError
 from ernie_accel.types import Progress
 
@@ -21,32 +28,47 @@ def verify(path: Path, header: PackedHeader, progress: Progress | None = None) -
 
     Raises CheckpointError naming the first file or entry that is not what was written.
     """
-    total = os.path.getsize(path)
-    done = DATA_START
     try:
-        with path.open("rb") as file:
-            for entry in header.entries:
-                _check_padding(path, file, done, entry)
-                _check_entry(path, file, entry)
-                done = entry.offset + entry.bytes
-                if progress is not None:
-                    progress("verify", done, total)
-        for name, digest in header.files.items():
-            data = (path.parent / name).read_bytes()
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise CheckpointError(f"{path.parent / name}: differs from what was written with the weights")
-            done += len(data)
+        done = _check_weights(path, header, progress)
+        return done + sum(_check_file(path.parent / name, digest) for name, digest in header.files.items())
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or path}: cannot be read: {error.strerror or error}"
         ) from error
-    return done
 
 
-def _check_padding(path: Path, file: BinaryIO, start: int, entry: MatrixEntry | TensorEntry) -> None:
+def _check_weights(path: Path, header: PackedHeader, progress: Progress | None) -> int:
+    """Compare the file up to its end: the header, which was compared when it was read, ends it."""
+    total, place = os.path.getsize(path), DATA_START
+    with path.open("rb") as file:
+        start = check_preamble(path, file)
+        for entry in header.entries:
+            _check_padding(path, file, place, entry.offset, f"before {entry.name!r}")
+            _check_entry(path, file, entry)
+            place = entry.offset + entry.bytes
+            if progress is not None:
+                progress("verify", place, total)
+        _check_padding(path, file, place, start, "before the header")
+    return total
+
+
+def _check_padding(path: Path, file: BinaryIO, start: int, end: int, where: str) -> None:
     file.seek(start)
-    if any(file.read(entry.offset - start)):
-        raise CheckpointError(f"{path}: bytes before {entry.name!r} are not zero as they were written")
+    if any(file.read(end - start)):
+        raise CheckpointError(f"{path}: bytes {where} are not zero as they were written")
+
+
+def _check_file(path: Path, digest: str) -> int:
+    """Compare a small file; return its size."""
+    check_regular_file(path)
+    found, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            found.update(piece)
+            done += len(piece)
+    if found.hexdigest() != digest:
+        raise CheckpointError(f"{path}: differs from what was written with the weights")
+    return done
 
 
 def _check_entry(path: Path, file: BinaryIO, entry: MatrixEntry | TensorEntry) -> None:

@@ -31,12 +31,17 @@ from ernie_accel.checkpoint.packed.header import (
 )
 from ernie_accel.checkpoint.packed.layout import ALIGNMENT, PackedMatrix
 from ernie_accel.checkpoint.quantised import ActivationGroups
+from ernie_accel.checkpoint.strict_json import check_regular_file
 from ernie_accel.closing import Closing
 from ernie_accel.errors import ArgumentError, CheckpointError
 
-__all__ = ["PackedWriter", "partial_path"]
+__all__ = ["DiskError", "PackedWriter", "check_target", "partial_path"]
 
 JOURNAL_NAME = "journal.jsonl"
+
+
+class DiskError(CheckpointError):
+    """The disk refuses: a CheckpointError that says nothing against the checkpoint that is written from."""
 
 
 def partial_path(target: Path) -> Path:
@@ -92,8 +97,13 @@ class PackedWriter(Closing):
             )
         if not lines:
             self._note(self._identity)
-        for line in lines[1:]:
-            self._resume(line)
+        try:
+            for line in lines[1:]:
+                self._resume(line)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.directory / JOURNAL_NAME}: is damaged: remove {self.directory} and begin again"
+            ) from error
         path = self.directory / WEIGHTS_NAME
         path.touch()
         self._data = path.open("r+b")
@@ -184,8 +194,9 @@ class PackedWriter(Closing):
         """Write the header and the small files (copied from a path, or given); the directory can be opened then."""
         from importlib.metadata import version
 
+        contents = {name: _content(item) for name, item in files.items()}
         with self._writing():
-            digests = {name: self._small_file(name, content) for name, content in files.items()}
+            digests = {name: self._small_file(name, data) for name, data in contents.items()}
             header = PackedHeader(
                 library=version("ernie-accel"),
                 source=source,
@@ -231,8 +242,7 @@ class PackedWriter(Closing):
         self._end = offset + data.nbytes
         return offset, data.nbytes, hashlib.sha256(data.data).hexdigest()
 
-    def _small_file(self, name: str, content: Path | bytes) -> str:
-        data = content if isinstance(content, bytes) else content.read_bytes()
+    def _small_file(self, name: str, data: bytes) -> str:
         with (self.directory / name).open("wb") as file:
             file.write(data)
             file.flush()
@@ -267,18 +277,45 @@ class PackedWriter(Closing):
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 shutil.rmtree(self.directory, ignore_errors=True)
                 self.done.clear()
-            raise CheckpointError(f"{self.target}: cannot be written: {error.strerror or error}") from error
+            raise DiskError(f"{self.target}: cannot be written: {error.strerror or error}") from error
         except (ArgumentError, CheckpointError):
             self._close_files()
             raise
 
 
 def check_target(target: Path) -> None:
-    """Raise ArgumentError unless nothing or an empty directory has that name."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    """See that a directory can take that name later, when much work has gone into it.
+
+    Raises:
+        ArgumentError: It is no name, or something other than an empty directory has it.
+        CheckpointError: The system does not let us look.
+    """
+    if target.name in ("", "..") or "\0" in str(target):
+        raise ArgumentError(f"target={str(target)!r}: must end in the name of a directory to create")
+    try:
+        taken = target.is_symlink() or (target.exists() and not _is_empty_directory(target))
+    except OSError as error:
+        raise DiskError(f"{target}: cannot be written: {error.strerror or error}") from error
+    if taken:
         raise ArgumentError(
             f"target={str(target)!r}: exists and is not an empty directory; choose a new name"
         )
+
+
+def _is_empty_directory(path: Path) -> bool:
+    """A directory that another can be renamed to: a mount point cannot go."""
+    return path.is_dir() and not os.path.ismount(path) and not any(path.iterdir())
+
+
+def _content(item: Path | bytes) -> bytes:
+    """What a small file holds; an error names the file and not the directory that is written."""
+    if isinstance(item, bytes):
+        return item
+    check_regular_file(item)
+    try:
+        return item.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{item}: cannot be read: {error.strerror or error}") from error
 
 
 def _complete_lines(text: bytes) -> tuple[list[dict[str, Any]], int]:

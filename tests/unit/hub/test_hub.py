@@ -354,3 +354,13 @@ def test_without_the_extra_one_sentence_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ernie-accel\[hub\]'"):
         hub.resolve("baidu/model")
+
+
+def test_paths_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no such directory"):
+        hub.resolve("~nobody-of-that-name/model/x")
+    (tmp_path / "~nobody-of-that-name").mkdir()
+    assert hub.resolve("~nobody-of-that-name") == Path("~nobody-of-that-name")
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        hub.resolve("n" * 300)

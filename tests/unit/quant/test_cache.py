@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import warnings
@@ -16,7 +17,8 @@ from ernie_accel import env
 from ernie_accel.backends.registry import available
 from ernie_accel.quant import prepare, sources
 from ernie_accel.quant.cache import Cache
-from ernie_accel.testing import synthetic, tiny_config
+from ernie_accel.quant.calculator import Calculator
+from ernie_accel.testing import SyntheticCheckpoint, synthetic, tiny_config
 
 if not available()["native"].ok:
     pytest.skip("the native backend is not available", allow_module_level=True)
@@ -145,6 +147,36 @@ def test_a_checkpoint_that_does_not_say_what_it_is(kept: Path, calibrations: lis
     assert not kept.exists()
 
 
+def test_equal_words_of_another_class_mean_something_else(kept: Path, calibrations: list[str]) -> None:
+    class Other(SyntheticCheckpoint):
+        def tensor(self, name: str) -> Any:
+            tensor = super().tensor(name)
+            return tensor._replace(data=tensor.data[::-1])
+
+    plain = synthetic(tiny_config())
+    other = Other(plain.config, "other", 0, "bfloat16")
+    assert other.identity == synthetic(tiny_config(torch_dtype="bfloat16")).identity
+    logits(synthetic(tiny_config(torch_dtype="bfloat16")))
+    logits(other)
+    assert len(calibrations) == 2
+
+
+def test_an_identity_that_is_no_plain_value_is_none(kept: Path, calibrations: list[str]) -> None:
+    class Arrays:
+        def __init__(self, seed: int) -> None:
+            self.inner = synthetic(tiny_config(), seed=seed)
+            self.config, self.info = self.inner.config, self.inner.info
+            self.directory, self.generation_config = None, self.inner.generation_config
+            self.tensor, self.close = self.inner.tensor, self.inner.close
+            self.identity = {"weights": np.arange(2000) + (seed if seed else 0) * (np.arange(2000) == 1000)}
+
+    assert str(Arrays(0).identity) == str(Arrays(1).identity)  # NumPy leaves the middle out
+    logits(Arrays(0))
+    logits(Arrays(1))
+    assert len(calibrations) == 2
+    assert not kept.exists()
+
+
 def test_a_damaged_entry_is_made_again(tmp_path: Path, kept: Path, calibrations: list[str]) -> None:
     path = directory(tmp_path / "m")
     expected, _ = logits(path)
@@ -201,6 +233,60 @@ def test_a_cache_that_cannot_be_written_only_warns(
     np.testing.assert_array_equal(found, logits(synthetic(tiny_config()))[0])
 
 
+def test_a_damaged_source_is_an_error_at_once(tmp_path: Path, kept: Path, calibrations: list[str]) -> None:
+    path = directory(tmp_path / "m")
+    weights = path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    first = 8 + int.from_bytes(data[:8], "little")
+    data[first : first + 4] = np.float32("nan").tobytes()
+    weights.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ea.CheckpointError, match="no finite numbers"):
+            logits(path)
+    assert len(calibrations) == 1
+    assert entries(kept) == []
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+def test_an_entry_that_cannot_be_read_now_stays(
+    code: int, tmp_path: Path, kept: Path, calibrations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = directory(tmp_path / "m")
+    expected, _ = logits(path)
+    (entry,) = entries(kept)
+    original = Path.open
+
+    def refused(self: Path, *args: Any, **options: Any) -> Any:
+        if self.parent == entry:
+            raise OSError(code, os.strerror(code), str(self))
+        return original(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.warns(RuntimeWarning, match="could not be read from"):
+            found, _ = logits(path)
+    np.testing.assert_array_equal(found, expected)
+    assert len(calibrations) == 2
+    logits(path)
+    assert len(calibrations) == 2
+
+
+@pytest.mark.parametrize("cache", ["kept", "off"])
+def test_memory_that_is_used_up(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrations: list[str]
+) -> None:
+    def exhausted(self: Any, *args: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    if cache == "off":
+        monkeypatch.setenv("ERNIE_ACCEL_CACHE", "off")
+    monkeypatch.setattr(Calculator, "round", exhausted)
+    with pytest.raises(ea.CapacityError, match=r"takes about [\d,]+ bytes .* fewer than 2,048 tokens"):
+        logits(directory(tmp_path / "m"))
+    assert len(calibrations) == 1
+
+
 def test_interrupted_loads_leave_nothing(kept: Path) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -240,5 +326,8 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert env.cache() == tmp_path / "home" / ".cache" / "ernie_accel"
     monkeypatch.setenv("ERNIE_ACCEL_CACHE", "Off")
     assert env.cache() is None
+    monkeypatch.setenv("ERNIE_ACCEL_CACHE", "~nobody-of-that-name/cache")
+    with pytest.raises(ea.ArgumentError, match="ERNIE_ACCEL_CACHE='~nobody-of-that-name/cache'"):
+        env.cache()
     monkeypatch.delenv("ERNIE_ACCEL_CACHE_LIMIT", raising=False)
     assert env.cache_limit() == 4 << 30

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 import ernie_accel as ea
+from ernie_accel.architecture import tensor_specs
 from ernie_accel.backends.registry import available
 from ernie_accel.cli.main import main
 from ernie_accel.quant import packing
+from ernie_accel.quant.calculator import Calculator
 from ernie_accel.testing import synthetic, tiny_config
+from ernie_accel.testing.arrays import ArrayCheckpoint
 from ernie_accel.testing.tokenizer import SAMPLE_TEXT, train_tokenizer
 
 if not available()["native"].ok:
@@ -101,6 +104,14 @@ def test_a_damaged_report_is_named(tmp_path: Path) -> None:
         (["a", [1]], "must be the path of a file"),
         ([[]], "empty"),
         ([[1, 5000]], "5000"),
+        ([[1, 2.5]], r"the id 2\.5: must be a whole number"),
+        ([["1", "2"]], "the id '1': must be a whole number"),
+        ([[1, None]], "the id None"),
+        ([[True, 2]], "the id True"),
+        ([[1, 2**70]], "must be from 0 to"),
+        ([[[1, 2]]], r"the id \[1, 2\]"),
+        ([b"bytes"], "must be the path of a file"),
+        ("no\0where.txt", "cannot be read"),
         ("nowhere.txt", r"'nowhere\.txt': cannot be read"),
     ],
 )
@@ -137,6 +148,9 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
         "ids of the user's"
         in ea.quantize(checkpoint, tmp_path / "b", precision="int8", calibration=ids).calibration
     )
+    arrays: Any = [np.array(ids[0])]
+    as_arrays = ea.quantize(checkpoint, tmp_path / "d", precision="int8", calibration=arrays)
+    assert as_arrays.errors == ea.QuantizationReport.load(tmp_path / "b").errors
     with pytest.raises(ea.TokenizerError, match="needs a tokenizer"):
         ea.quantize(checkpoint, tmp_path / "c", precision="int8", calibration=["text"])
 
@@ -194,6 +208,94 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
     ea.quantize(source, tmp_path / "m", precision="int8", calibration=TEXTS)
     with pytest.raises(ea.UnsupportedCheckpointError, match="is quantized to int8 already"):
         ea.quantize(tmp_path / "m", tmp_path / "again", precision="int4")
+
+
+@pytest.mark.parametrize("target", ["", ".", "..", "/", "a\0b", 7, None])
+def test_targets_that_are_no_names(
+    source: Path, tmp_path: Path, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ea.ArgumentError, match="target="):
+        ea.quantize(source, target, precision="int8")
+
+
+def test_targets_that_another_directory_cannot_replace(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("link", "dangling"):
+        with pytest.raises(ea.ArgumentError, match="exists and is not an empty directory"):
+            ea.quantize(source, tmp_path / name, precision="int8")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.ismount", lambda path: True)
+        with pytest.raises(ea.ArgumentError, match="exists and is not an empty directory"):
+            ea.quantize(source, tmp_path / "empty", precision="int8")
+    with pytest.raises(ea.CheckpointError, match="cannot be written: File name too long"):
+        ea.quantize(source, tmp_path / ("n" * 300), precision="int8")
+
+    def refused(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_symlink", refused)
+    with pytest.raises(ea.CheckpointError, match="cannot be written: Permission denied"):
+        ea.quantize(source, tmp_path / "m", precision="int8")
+
+
+def test_a_small_file_that_cannot_be_read_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "chat_template.jinja").symlink_to(source / "config.json")
+    original = Path.read_bytes
+
+    def refused(self: Path) -> bytes:
+        if self.name == "chat_template.jinja":
+            raise PermissionError(13, "Permission denied")
+        return original(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(
+        ea.CheckpointError, match=r"tiny/chat_template\.jinja: cannot be read: Permission denied"
+    ):
+        ea.quantize(source, tmp_path / "m", precision="int8", calibration=TEXTS)
+
+
+def test_unfinished_directories_of_virtual_checkpoints_are_told_apart(tmp_path: Path) -> None:
+    def arrays(seed: int) -> ArrayCheckpoint:
+        made = synthetic(tiny_config(), seed=seed)
+        return ArrayCheckpoint(
+            made.config, {name: made.tensor(name).data for name in tensor_specs(made.config)}
+        )
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ea.quantize(arrays(0), tmp_path / "m", precision="int8", progress=interrupt)
+    with pytest.raises(ea.ArgumentError, match="made from another source"):
+        ea.quantize(arrays(1), tmp_path / "m", precision="int8")
+    ea.quantize(arrays(0), tmp_path / "m", precision="int8")
+
+
+def test_memory_that_is_used_up_keeps_what_is_finished(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"precision": "int4", "calibration": TEXTS}
+    original, calls = Calculator.factor, iter(range(100))
+
+    def exhausted(self: Any, *args: Any) -> Any:
+        if next(calls) == 5:
+            raise MemoryError("std::bad_alloc")
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Calculator, "factor", exhausted)
+        with pytest.raises(ea.CapacityError, match=r"quantizing takes about [\d,]+ bytes"):
+            ea.quantize(source, tmp_path / "m", **options)
+    assert (tmp_path / "m.partial").exists()
+    ea.quantize(source, tmp_path / "m", **options)
 
 
 def test_a_head_size_that_codes_cannot_have(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def write(source: Any, target: Any, precision: str = "int8", identity: dict[str,
         writer.seal(
             precision=precision,
             activations=getattr(source, "activations", ActivationGroups()),
-            recipe=packer.recipe,
+            recipe=getattr(source, "recipe", "nearest rounding"),
             source=source.info.name,
             files={"config.json": json.dumps(source.config.to_dict()).encode()},
         )

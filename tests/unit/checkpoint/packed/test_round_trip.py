@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,6 +158,40 @@ def test_verify_finds_every_flipped_bit(tmp_path: Path) -> None:
         verify(path, header)
 
 
+def test_verify_looks_at_what_lies_between(tmp_path: Path) -> None:
+    made = StandIn(synthetic(tiny_config(hidden_size=72, vocab_size=131, head_dim=16)), "int8")
+    write(made, tmp_path / "packed")
+    path = tmp_path / "packed" / "weights.eapack"
+    with open_checkpoint(tmp_path / "packed") as checkpoint:
+        assert isinstance(checkpoint, PackedCheckpoint)
+        header = checkpoint.header
+    assert verify(path, header) == path.stat().st_size + (tmp_path / "packed" / "config.json").stat().st_size
+    clean = path.read_bytes()
+    ends = {entry.offset + entry.bytes for entry in header.entries} - {
+        entry.offset for entry in header.entries
+    }
+    gap = next(end for end in sorted(ends) if end < header.entries[-1].offset)
+    for place in (12, 64, 4095, gap):
+        data = bytearray(clean)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ea.CheckpointError, match="are not zero as they were written"):
+            verify(path, header)
+
+
+def test_verify_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    write(StandIn(synthetic(tiny_config()), "int8"), tmp_path / "packed")
+    with open_checkpoint(tmp_path / "packed") as checkpoint:
+        assert isinstance(checkpoint, PackedCheckpoint)
+        header = checkpoint.header
+    (tmp_path / "packed" / "config.json").unlink()
+    with pytest.raises(ea.CheckpointError, match=r"config\.json: cannot be read"):
+        verify(checkpoint.path, header)
+    os.mkfifo(tmp_path / "packed" / "config.json")
+    with pytest.raises(ea.CheckpointError, match=r"config\.json: is not a regular file"):
+        verify(checkpoint.path, header)
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_panels_unpack_to_the_codes_they_were_made_of(
@@ -201,3 +236,19 @@ def test_a_file_that_went_before_it_was_read(tmp_path: Path) -> None:
         checkpoint.path.unlink()
         with pytest.raises(ea.CheckpointError, match=r"weights\.eapack: cannot be read"):
             checkpoint.make_resident()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("change", ["shorter", "longer", "another"])
+def test_a_file_that_changed_before_it_was_read(tmp_path: Path, resident: bool, change: str) -> None:
+    write(StandIn(synthetic(tiny_config()), "int8"), tmp_path / "packed")
+    with open_checkpoint(tmp_path / "packed") as checkpoint:
+        assert isinstance(checkpoint, PackedCheckpoint)
+        path, data = checkpoint.path, checkpoint.path.read_bytes()
+        if change == "another":  # of the same size, as another quantization would be
+            (tmp_path / "new").write_bytes(data)
+            os.replace(tmp_path / "new", path)
+        else:
+            path.write_bytes(data[:-100] if change == "shorter" else data + b"\0")
+        with pytest.raises(ea.CheckpointError, match=r"weights\.eapack: changed since it was opened"):
+            checkpoint.make_resident() if resident else checkpoint.packed("head")
