@@ -8,6 +8,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/linear/linear.h"
+#include "kernels/linear/quantise.h"
 #include "kernels/rounding/rounding.h"
 #include "kernels/select/passes.h"
 
@@ -18,6 +19,7 @@ struct Kernels {
   LinearFn linear;
   BoundFn bound;
   PrepareFn prepare;
+  QuantiseFn quantise;
   RmsNormFn rms_norm;
   RopeFn rope;
   SwigluFn swiglu;

@@ -17,28 +17,19 @@ void StepRun::experts_ffn(const Layer& layer) {
   gather_slots(layer.experts[0].gate_up.view);
   mark(Part::router, layer.router.bytes());
 
-  const Matrix& first_down = layer.experts[0].down.view;
-  const Rows inner = grouped(scratch_.slot_inner, first_down);
+  const Rows inner = grouped(scratch_.slot_inner, layer.experts[0].down.view);
   const Rows input = grouped(scratch_.slot_input, layer.experts[0].gate_up.view);
-  for_each_expert_task(
-      layer.experts[0].gate_up.view.panels(), scratch_.panels_per_task(),
-      [&](size_t expert, size_t panel, size_t panels, size_t first, size_t rows, int thread) {
-        const FeedForward& ffn = layer.experts[expert];
-        multiply_block(ffn.gate_up.view, input, first, rows, panel, panels, panel + panels, thread,
-                       [&](size_t row, const float* tile) {
-                         write_inner(ffn.down.view, inner, row, panel, panels, tile);
-                       });
-      });
+  multiply_experts(layer, &FeedForward::gate_up, input, scratch_.panels_per_task(),
+                   [&](const FeedForward& ffn, size_t row, size_t panel, size_t panels, const float* tile) {
+                     write_inner(ffn.down.view, inner, row, panel, panels, tile);
+                   });
   mark(Part::experts_gate_up, active_experts() * layer.experts[0].gate_up.bytes());
   const size_t width = config_.padded_hidden();
-  for_each_expert_task(
-      first_down.panels(), 8, [&](size_t expert, size_t panel, size_t panels, size_t first, size_t rows, int thread) {
-        multiply_block(layer.experts[expert].down.view, inner, first, rows, panel, panels, panel + panels, thread,
-                       [&](size_t row, const float* tile) {
-                         std::memcpy(scratch_.slot_out + row * width + panel * kPanelRows, tile,
-                                     panels * kPanelRows * sizeof(float));
-                       });
-      });
+  multiply_experts(layer, &FeedForward::down, inner, 8,
+                   [&](const FeedForward&, size_t row, size_t panel, size_t panels, const float* tile) {
+                     std::memcpy(scratch_.slot_out + row * width + panel * kPanelRows, tile,
+                                 panels * kPanelRows * sizeof(float));
+                   });
   mark(Part::experts_down, active_experts() * layer.experts[0].down.bytes());
   combine_slots();
   mark(Part::combine);
@@ -53,19 +44,24 @@ size_t StepRun::active_experts() const {
 
 void StepRun::route(const Layer& layer) {
   slots_.resize(tokens_ * config_.experts_per_token);
-  const size_t stride = layer.router.view.rows;
+  score_experts(layer.router.view);
+  for_each(tokens_, [&](size_t t) { choose(layer, t); });
+}
+
+// A few tokens share the router's panels among the threads: memory is what takes time. Many are shared themselves.
+void StepRun::score_experts(const Matrix& router) {
   constexpr size_t kTokensAtOnce = 16;
   Rows rows;
   rows.data = reinterpret_cast<uint8_t*>(scratch_.norm);
   rows.stride = config_.padded_hidden() * sizeof(float);
-  const auto block = [&](size_t first, int thread) {
+  const size_t panels_each = tokens_ <= kTokensAtOnce ? 1 : router.panels();
+  const size_t parts = router.panels() / panels_each;
+  pool_.run(div_up(tokens_, kTokensAtOnce) * parts, [&](size_t task, int thread) {
+    const size_t first = task / parts * kTokensAtOnce, panel = task % parts * panels_each;
     const size_t count = std::min(kTokensAtOnce, tokens_ - first);
-    const size_t panels = layer.router.view.panels();
-    kernels_.linear(layer.router.view, rows, first, count, 0, panels, panels, scratch_.router + first * stride,
-                    stride, scratch_.linear(thread));
-    for (size_t t = first; t < first + count; ++t) choose(layer, t);
-  };
-  pool_.run(div_up(tokens_, kTokensAtOnce), [&](size_t i, int thread) { block(i * kTokensAtOnce, thread); });
+    kernels_.linear(router, rows, first, count, panel, panels_each, router.panels(),
+                    scratch_.router + first * router.rows + panel * kPanelRows, router.rows, scratch_.linear(thread));
+  });
 }
 
 // Softmax over all experts; the k with the largest probability + bias, lower index first among equals; their
@@ -126,18 +122,27 @@ void StepRun::gather_slots(const Matrix& w) {
   });
 }
 
-// body(expert, panel, panels, first row, rows, thread) for the panels of every expert that has rows, in one region.
-template <typename Body>
-void StepRun::for_each_expert_task(size_t panels, size_t panels_per_task, const Body& body) {
+// One matrix of every expert that has rows by those rows, in one region: epilogue(expert, row, panel, panels, tile).
+template <typename Epilogue>
+void StepRun::multiply_experts(const Layer& layer, PackedMatrix FeedForward::*which, const Rows& x, size_t panels_per_task,
+                               const Epilogue& epilogue) {
   std::vector<uint32_t> active;
   for (uint32_t e = 0; e < config_.experts; ++e)
     if (expert_begin_[e + 1] > expert_begin_[e]) active.push_back(e);
-  const size_t tasks_each = div_up(panels, panels_per_task);
-  pool_.run(active.size() * tasks_each, [&](size_t task, int thread) {
+  const auto matrix = [&](size_t i) -> const Matrix& { return (layer.experts[active[i]].*which).view; };
+  const size_t panels = matrix(0).panels(), tasks_each = div_up(panels, panels_per_task);
+  const size_t tasks = active.size() * tasks_each;
+  pool_.run(tasks, [&](size_t task, int thread) {
     const uint32_t expert = active[task / tasks_each];
-    const size_t panel = task % tasks_each * panels_per_task;
-    const size_t first = expert_begin_[expert];
-    body(expert, panel, std::min(panels_per_task, panels - panel), first, expert_begin_[expert + 1] - first, thread);
+    const Matrix& w = matrix(task / tasks_each);
+    const size_t panel = task % tasks_each * panels_per_task, some = std::min(panels_per_task, panels - panel);
+    const size_t first = expert_begin_[expert], rows = expert_begin_[expert + 1] - first;
+    // Threads that are equally fast take turns; the next expert's panels follow those of this one.
+    const size_t then = task + static_cast<size_t>(pool_.threads());
+    const Next next = then < tasks ? Next(matrix(then / tasks_each), then % tasks_each * panels_per_task) : Next(panels);
+    multiply_block(w, x, first, rows, panel, some, next, thread, [&](size_t row, const float* tile) {
+      epilogue(layer.experts[expert], row, panel, some, tile);
+    });
   });
 }
 

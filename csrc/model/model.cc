@@ -23,7 +23,7 @@ Model::Model(const Config& config, Isa isa, int threads)
     : config_(checked(config)),
       kernels_(kernels_for(isa)),
       pool_(ThreadPool::shared(threads)),
-      weights_(config_, *pool_),
+      weights_(config_, kernels_, *pool_),
       cache_(config_),
       process_(getpid()) {}
 

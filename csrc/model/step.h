@@ -64,7 +64,7 @@ class StepRun {
   template <typename Epilogue>
   void multiply(const Matrix& w, const Rows& x, size_t rows, size_t panels_per_task, const Epilogue& epilogue);
   template <typename Epilogue>
-  void multiply_block(const Matrix& w, const Rows& x, size_t first, size_t rows, size_t panel, size_t panels, size_t next,
+  void multiply_block(const Matrix& w, const Rows& x, size_t first, size_t rows, size_t panel, size_t panels, Next next,
                       int thread, const Epilogue& epilogue);
 
   void place_tokens(const std::vector<StepInput>& batch);
@@ -90,11 +90,13 @@ class StepRun {
 
   void experts_ffn(const Layer& layer);
   void route(const Layer& layer);
+  void score_experts(const Matrix& router);
   void choose(const Layer& layer, size_t token);
   void sort_slots();
   void gather_slots(const Matrix& w);
-  template <typename Body>
-  void for_each_expert_task(size_t panels, size_t panels_per_task, const Body& body);
+  template <typename Epilogue>
+  void multiply_experts(const Layer& layer, PackedMatrix FeedForward::*which, const Rows& x, size_t panels_per_task,
+                        const Epilogue& epilogue);
   void combine_slots();
   size_t active_experts() const;
 
@@ -152,12 +154,12 @@ void StepRun::for_each(size_t count, const Body& body) {
 // takes afterwards.
 template <typename Epilogue>
 void StepRun::multiply_block(const Matrix& w, const Rows& x, size_t first, size_t rows, size_t panel, size_t panels,
-                             size_t next, int thread, const Epilogue& epilogue) {
+                             Next next, int thread, const Epilogue& epilogue) {
   float* tile = scratch_.tile(thread);
   const size_t stride = panels * kPanelRows;
   for (size_t at = 0; at < rows; at += Scratch::kRowsPerBlock) {
     const size_t count = std::min(Scratch::kRowsPerBlock, rows - at);
-    const size_t wanted = at + count < rows ? panel : next;
+    const Next wanted = at + count < rows ? Next(panel) : next;
     kernels_.linear(w, x, first + at, count, panel, panels, wanted, tile, stride, scratch_.linear(thread));
     for (size_t r = 0; r < count; ++r) epilogue(first + at + r, tile + r * stride);
   }

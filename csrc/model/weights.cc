@@ -50,7 +50,8 @@ void check_same_input(const Layer& layer, const FeedForward& added) {
 
 }  // namespace
 
-Weights::Weights(const Config& config, ThreadPool& pool) : config_(config), pool_(pool), layers_(config.layers) {
+Weights::Weights(const Config& config, const Kernels& kernels, ThreadPool& pool)
+    : config_(config), kernels_(kernels), pool_(pool), layers_(config.layers) {
   for (size_t i = 0; i < config.layers; ++i) {
     layers_[i].moe = config.moe_layers[i];
     if (layers_[i].moe) layers_[i].experts.resize(config.experts);
@@ -77,7 +78,7 @@ PackedMatrix Weights::pack_plain(Precision precision, size_t group, const Source
                                  const char* name) {
   expect(source, rows, cols, name);
   check_codes(source, group);
-  return pack(precision, Config::groups(precision, group), {source}, plain_rows(rows), plain_cols(cols), pool_);
+  return pack(precision, Config::groups(precision, group), {source}, plain_rows(rows), plain_cols(cols), kernels_, pool_);
 }
 
 AlignedBuffer Weights::pack_norm(const Source& norm) const {
@@ -94,7 +95,7 @@ FeedForward Weights::pack_ffn(const Source& gate, const Source& up, const Source
   check_codes(gate, config_.group);
   FeedForward ffn;
   ffn.gate_up = pack(config_.precision, Config::groups(config_.precision, config_.group), {gate, up}, alternate_rows(width),
-                     plain_cols(config_.hidden), pool_);
+                     plain_cols(config_.hidden), kernels_, pool_);
   ffn.down = pack_plain(config_.precision, config_.down_group, down, config_.hidden, width, "down_proj");
   return ffn;
 }
@@ -132,8 +133,8 @@ void Weights::set_attention(size_t index, const Source& q, const Source& k, cons
   append_heads(&rows, 2, config_.kv_heads, d);
   const Groups groups = Config::groups(config_.precision, config_.group);
   PackedMatrix out =
-      pack(config_.precision, groups, {o}, plain_rows(config_.hidden), head_cols(config_.heads, d), pool_);
-  to.qkv = pack(config_.precision, groups, {q, k, v}, rows, plain_cols(config_.hidden), pool_);
+      pack(config_.precision, groups, {o}, plain_rows(config_.hidden), head_cols(config_.heads, d), kernels_, pool_);
+  to.qkv = pack(config_.precision, groups, {q, k, v}, rows, plain_cols(config_.hidden), kernels_, pool_);
   to.o = std::move(out);
 }
 

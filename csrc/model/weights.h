@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/kernels.h"
 #include "kernels/linear/pack.h"
 #include "model/config.h"
 
@@ -30,7 +31,7 @@ struct Layer {
 // was set.
 class Weights {
  public:
-  Weights(const Config& config, ThreadPool& pool);
+  Weights(const Config& config, const Kernels& kernels, ThreadPool& pool);
 
   void set_embedding(const Source& table);  // [vocab, hidden]; not called when tied
   void set_head(const Source& head);        // [vocab, hidden]; when tied, the embedding
@@ -82,6 +83,7 @@ class Weights {
   const Slot& slot(const std::string& name) const;
 
   const Config& config_;
+  const Kernels& kernels_;
   ThreadPool& pool_;
   std::vector<Layer> layers_;
   std::map<std::string, Slot> slots_;

@@ -42,22 +42,24 @@ class PanelsAhead {
   LinesAhead data_, low_;
 };
 
-// `some` panels from `next` on, as far as there are any.
-static inline LinesAhead upper_ahead(const Matrix& w, size_t tiles, size_t next, size_t some) {
+// `some` panels from `next` on, as far as there are any, asked for in `steps` steps.
+static inline LinesAhead upper_ahead(const Matrix& w, size_t steps, size_t next, size_t some) {
   if (next >= w.panels()) return {};
   if (some > w.panels() - next) some = w.panels() - next;
-  return {w.data + next * w.panel_bytes, some * w.panel_bytes, tiles * (w.cols / 16)};
+  return {w.data + next * w.panel_bytes, some * w.panel_bytes, steps};
 }
 
 // What to ask for while `count` rows are multiplied in `tiles` tiles by as many panels as `some`. One or two rows by
 // whole bytes take no longer than memory does, and the processor sees by itself what they want.
-static inline PanelsAhead ahead_of(const Matrix& w, size_t count, size_t tiles, size_t next, size_t some) {
+static inline PanelsAhead ahead_of(const Matrix& w, size_t count, size_t tiles, Next next, size_t some) {
+  const Matrix& of = next.other != nullptr ? *next.other : w;
   const bool nibbles = w.precision == Precision::int4 || is_nested(w.precision);
-  if ((count <= 2 && !nibbles) || next >= w.panels()) return {};
-  const LinesAhead data = upper_ahead(w, tiles, next, some);
-  if (w.low == nullptr) return {data, {}};
-  if (some > w.panels() - next) some = w.panels() - next;
-  return {data, {w.low + next * w.low_bytes, some * w.low_bytes, tiles * (w.cols / 16)}};
+  if ((count <= 2 && !nibbles) || next.panel >= of.panels()) return {};
+  const size_t steps = tiles * (w.cols / 16);
+  const LinesAhead data = upper_ahead(of, steps, next.panel, some);
+  if (of.low == nullptr) return {data, {}};
+  if (some > of.panels() - next.panel) some = of.panels() - next.panel;
+  return {data, {of.low + next.panel * of.low_bytes, some * of.low_bytes, steps}};
 }
 
 }  // namespace ernie::ERNIE_VARIANT

@@ -62,7 +62,7 @@ int main(int argc, char** argv) {
   } precisions[] = {{Precision::fp32, "fp32"}, {Precision::bf16, "bf16"}, {Precision::int8, "int8"}, {Precision::int4, "int4"},
                     {Precision::nested8, "nested8"}, {Precision::nested6, "nested6"}};
   for (const auto& p : precisions) {
-    const PackedMatrix packed = pack(p.precision, {group, group}, {source}, plain_rows(rows), plain_cols(cols), pool);
+    const PackedMatrix packed = pack(p.precision, {group, group}, {source}, plain_rows(rows), plain_cols(cols), kernels_for(supported_isas().back()), pool);
     for (Isa isa : supported_isas()) bench(kernels_for(isa), packed, p.name);
   }
 }

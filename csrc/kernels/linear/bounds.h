@@ -75,8 +75,8 @@ static void bound(const Matrix& w, const Rows& x, const float* spread, size_t ro
   size_t p = 0;
   for (; p + kTilePanels <= panels; p += kTilePanels) {
     const size_t then = p + kTilePanels < panels ? panel + p + kTilePanels : next;
-    bound_panels<kTilePanels>(w, x, spread, row, panel + p, limit, upper_ahead(w, 1, then, kTilePanels), lower + p,
-                              upper + p);
+    bound_panels<kTilePanels>(w, x, spread, row, panel + p, limit, upper_ahead(w, w.cols / 16, then, kTilePanels),
+                              lower + p, upper + p);
   }
   for (; p < panels; ++p) bound_panels<1>(w, x, spread, row, panel + p, limit, {}, lower + p, upper + p);
 }

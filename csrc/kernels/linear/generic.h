@@ -5,6 +5,7 @@
 #include "kernels/linear/ahead.h"
 #include "kernels/linear/bounds.h"
 #include "kernels/linear/linear.h"
+#include "kernels/linear/nearest.h"
 #include "kernels/linear/prepare.h"
 #include "kernels/linear/quantised.h"
 #if defined(__AMX_TILE__)
@@ -86,10 +87,10 @@ static inline void run_panels(const Matrix& w, const Rows& x, size_t row, size_t
 static inline size_t tiles_of(size_t count) { return (count + kTileRows - 1) / kTileRows; }
 
 template <typename Tile>
-static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
+static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, Next next,
                       float* out, size_t stride) {
   const auto ahead = [&](size_t p) {
-    return ahead_of(w, count, tiles_of(count), p < panels ? panel + p : next, kTilePanels);
+    return ahead_of(w, count, tiles_of(count), p < panels ? Next(panel + p) : next, kTilePanels);
   };
   size_t p = 0;
   for (; p + kTilePanels <= panels; p += kTilePanels)
@@ -102,13 +103,13 @@ using Int8Tile = WideTile<Precision::int8>;
 // Panels are expanded once for all rows where there are more of them than kDirect tiles take; below, expanding costs more
 // than taking nibbles apart in every tile.
 template <typename Tile, int kDirect>
-static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
+static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, Next next,
                        float* out, size_t stride, uint8_t* scratch) {
   if (count <= kDirect * kTileRows) return run_tiles<Tile>(w, x, row, count, panel, panels, next, out, stride);
   for (size_t p = 0; p < panels; p += kTilePanels) {
     const size_t some = panels - p < kTilePanels ? panels - p : kTilePanels;
     const Matrix wide = expand(w, panel + p, some, scratch);
-    const PanelsAhead ahead = ahead_of(w, count, tiles_of(count), p + some < panels ? panel + p + some : next, kTilePanels);
+    const PanelsAhead ahead = ahead_of(w, count, tiles_of(count), p + some < panels ? Next(panel + p + some) : next, kTilePanels);
     float* to = out + p * kPanelRows;
     if (some == kTilePanels) {
       run_panels<Int8Tile, kTilePanels>(wide, x, row, count, 0, to, stride, ahead);
@@ -118,7 +119,7 @@ static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count,
   }
 }
 
-static void linear(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, size_t next,
+static void linear(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, Next next,
                    float* out, size_t stride, uint8_t* scratch) {
 #if defined(__AMX_TILE__)
   if (linear_amx(w, x, row, count, panel, panels, out, stride, scratch)) return;

@@ -83,11 +83,20 @@ struct Rows {
   size_t fine_stride = 0;
 };
 
+// A panel that a thread is likely to want afterwards: of the matrix that it multiplies by, or of another one, which must
+// outlive the call. Its number is panels() or more if there is none.
+struct Next {
+  const Matrix* other = nullptr;
+  size_t panel = 0;
+  Next(size_t panel_of_same) : panel(panel_of_same) {}
+  Next(const Matrix& other, size_t panel) : other(&other), panel(panel) {}
+};
+
 // Multiplies rows [row, row + count) by panels [panel, panel + panels); out[0] belongs to that first row and panel,
-// `stride` floats lie from one row of `out` to the next. `scratch` has linear_scratch_bytes(w) bytes. `next` is the panel
-// that this thread is likely to want afterwards: memory is asked for it; panels() or more if there is none.
+// `stride` floats lie from one row of `out` to the next. `scratch` has linear_scratch_bytes(w) bytes. Memory is asked for
+// the panels at `next`.
 using LinearFn = void (*)(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels,
-                          size_t next, float* out, size_t stride, uint8_t* scratch);
+                          Next next, float* out, size_t stride, uint8_t* scratch);
 
 // Room for four panels as int8, their groups filled up to whole tiles, and one more as it is expanded.
 inline size_t linear_scratch_bytes(size_t cols) { return 4 * kPanelRows * (2 * cols + 2 * kMaxGroup) + kPanelRows * cols; }

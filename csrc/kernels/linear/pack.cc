@@ -6,7 +6,7 @@
 
 #include "base/bf16.h"
 #include "base/float_mode.h"
-#include "kernels/linear/quantise.h"
+#include "kernels/kernels.h"
 
 namespace ernie {
 namespace {
@@ -33,8 +33,31 @@ float element(const Source& source, ptrdiff_t index) {
   return 0.0f;
 }
 
+// Elements [index, index + n), one after the other in memory; one loop for each type, which compilers make vectors of.
+void load_run(const Source& source, ptrdiff_t index, size_t n, float* to) {
+  const auto each = [&](auto convert) {
+    for (size_t i = 0; i < n; ++i) to[i] = convert(index + static_cast<ptrdiff_t>(i));
+  };
+  switch (source.dtype) {
+    case Dtype::fp32:
+      return each([&](ptrdiff_t i) { return load<float>(source, i); });
+    case Dtype::bf16:
+      return each([&](ptrdiff_t i) { return bf16_to_float(load<uint16_t>(source, i)); });
+    case Dtype::fp16:
+      return each([&](ptrdiff_t i) { return fp16_to_float(load<uint16_t>(source, i)); });
+  }
+}
+
+// How many of the columns from the first on follow one another.
+size_t run_of(const int32_t* cols, size_t n) {
+  size_t run = 0;
+  while (run < n && cols[run] >= 0 && cols[run] == cols[0] + static_cast<int32_t>(run)) ++run;
+  return run;
+}
+
 // The values of 16 packed rows at packed columns [col, col + n): block[row * n + column].
 void gather(const std::vector<Source>& sources, const SourceRow* rows, const int32_t* cols, size_t n, float* block) {
+  const size_t run = run_of(cols, n);
   for (size_t r = 0; r < kPanelRows; ++r) {
     float* to = block + r * n;
     if (rows[r].source < 0) {
@@ -43,7 +66,10 @@ void gather(const std::vector<Source>& sources, const SourceRow* rows, const int
     }
     const Source& source = sources[rows[r].source];
     const ptrdiff_t start = static_cast<ptrdiff_t>(rows[r].row) * source.row_stride;
-    for (size_t c = 0; c < n; ++c) to[c] = cols[c] < 0 ? 0.0f : element(source, start + cols[c] * source.col_stride);
+    const size_t straight = source.col_stride == 1 ? run : 0;
+    if (straight > 0) load_run(source, start + cols[0], straight, to);
+    for (size_t c = straight; c < n; ++c)
+      to[c] = cols[c] < 0 ? 0.0f : element(source, start + cols[c] * source.col_stride);
   }
 }
 
@@ -64,11 +90,8 @@ struct PanelGroup {
   GroupCodes rows[kPanelRows];
 };
 
-void quantise_rows(const Matrix& w, const float* block, size_t n, PanelGroup* out) {
-  const auto quantise = w.precision == Precision::int4      ? quantise_int4
-                        : w.precision == Precision::nested6 ? quantise_int6
-                                                            : quantise_int8;
-  for (size_t r = 0; r < kPanelRows; ++r) quantise(block + r * n, n, &out->rows[r]);
+void quantise_rows(const Kernels& kernels, Precision precision, const float* block, size_t n, PanelGroup* out) {
+  for (size_t r = 0; r < kPanelRows; ++r) kernels.quantise(precision, block + r * n, n, &out->rows[r]);
 }
 
 // Group `g` of rows that have codes already.
@@ -88,33 +111,56 @@ void copy_codes(const std::vector<Source>& sources, const SourceRow* rows, size_
   }
 }
 
-void write_int8(const PanelGroup& group, size_t n, uint8_t* lines) {
-  for (size_t r = 0; r < kPanelRows; ++r)
-    for (size_t c = 0; c < n; ++c)
-      lines[c / 4 * kLineBytes + 4 * r + c % 4] = static_cast<uint8_t>(128 + group.rows[r].codes[c]);
+// Eight codes, or four, as the bytes of a word. Codes are two's complement, so that adding half of their range turns one bit
+// and keeps those below: (code + 8) of 4 bits is code & 15 with the bit 8 turned.
+template <typename Word>
+Word codes_at(const GroupCodes& row, size_t c) {
+  Word word;
+  std::memcpy(&word, row.codes + c, sizeof word);
+  return word;
 }
 
-void set_nibble(uint8_t* lines, size_t r, size_t c, int nibble) {
-  uint8_t& byte = lines[c / 8 * kLineBytes + 4 * r + c % 4];
-  byte = static_cast<uint8_t>(c % 8 < 4 ? (byte & 0xf0) | nibble : (byte & 0x0f) | nibble << 4);
+constexpr uint64_t kEachByte = 0x0101010101010101u;
+
+// Eight bytes below 16 as four: the first four are low nibbles.
+uint32_t join_nibbles(uint64_t bytes) { return static_cast<uint32_t>(bytes) | static_cast<uint32_t>(bytes >> 32) << 4; }
+
+void put(uint8_t* line, size_t r, uint32_t word) { std::memcpy(line + 4 * r, &word, sizeof word); }
+
+void write_int8(const PanelGroup& group, size_t n, uint8_t* lines) {
+  for (size_t r = 0; r < kPanelRows; ++r)
+    for (size_t c = 0; c < n; c += 4)
+      put(lines + c / 4 * kLineBytes, r, codes_at<uint32_t>(group.rows[r], c) ^ 0x80808080u);
 }
 
 void write_int4(const PanelGroup& group, size_t n, uint8_t* lines) {
   for (size_t r = 0; r < kPanelRows; ++r)
-    for (size_t c = 0; c < n; ++c) set_nibble(lines, r, c, 8 + group.rows[r].codes[c]);
+    for (size_t c = 0; c < n; c += 8) {
+      const uint64_t codes = (codes_at<uint64_t>(group.rows[r], c) ^ 8 * kEachByte) & 15 * kEachByte;
+      put(lines + c / 8 * kLineBytes, r, join_nibbles(codes));
+    }
 }
 
-void write_nested(Precision precision, const PanelGroup& group, size_t n, uint8_t* upper, uint8_t* lower) {
+void write_nested8(const PanelGroup& group, size_t n, uint8_t* upper, uint8_t* lower) {
   for (size_t r = 0; r < kPanelRows; ++r)
-    for (size_t c = 0; c < n; ++c) {
-      const int code = group.rows[r].codes[c] + (precision == Precision::nested8 ? 128 : 32);
-      const int bits = low_bits(precision);
-      const int rest = code & ((1 << bits) - 1);
-      set_nibble(upper, r, c, code >> bits);
-      if (precision == Precision::nested8)
-        set_nibble(lower, r, c, rest);
-      else
-        lower[c / 16 * kLineBytes + 4 * r + c % 4] |= static_cast<uint8_t>(rest << (c % 16 / 4 * 2));
+    for (size_t c = 0; c < n; c += 8) {
+      const uint64_t codes = codes_at<uint64_t>(group.rows[r], c) ^ 128 * kEachByte;
+      put(upper + c / 8 * kLineBytes, r, join_nibbles(codes >> 4 & 15 * kEachByte));
+      put(lower + c / 8 * kLineBytes, r, join_nibbles(codes & 15 * kEachByte));
+    }
+}
+
+void write_nested6(const PanelGroup& group, size_t n, uint8_t* upper, uint8_t* lower) {
+  for (size_t r = 0; r < kPanelRows; ++r)
+    for (size_t c = 0; c < n; c += 16) {
+      uint32_t rest = 0;
+      for (size_t half : {0, 1}) {
+        const uint64_t codes = codes_at<uint64_t>(group.rows[r], c + 8 * half) ^ 32 * kEachByte;
+        put(upper + (c / 8 + half) * kLineBytes, r, join_nibbles(codes >> 2 & 15 * kEachByte));
+        const uint64_t low = codes & 3 * kEachByte;
+        rest |= (static_cast<uint32_t>(low) | static_cast<uint32_t>(low >> 32) << 2) << 4 * half;
+      }
+      put(lower + c / 16 * kLineBytes, r, rest);
     }
 }
 
@@ -133,8 +179,9 @@ void write_group(const Matrix& w, const PanelGroup& group, size_t col, size_t n,
   uint8_t* weights = panel + w.weights_at;
   if (w.precision == Precision::int8) return write_int8(group, n, weights + col / 4 * kLineBytes);
   weights += col / 8 * kLineBytes;
-  if (is_nested(w.precision))
-    return write_nested(w.precision, group, n, weights, low + col / low_columns(w.precision) * kLineBytes);
+  low += is_nested(w.precision) ? col / low_columns(w.precision) * kLineBytes : 0;
+  if (w.precision == Precision::nested8) return write_nested8(group, n, weights, low);
+  if (w.precision == Precision::nested6) return write_nested6(group, n, weights, low);
   write_int4(group, n, weights);
   write_subs(group, col / kSubColumns, n / kSubColumns, panel + w.subs_at);
 }
@@ -148,7 +195,7 @@ void write_exact(const Matrix& w, const std::vector<Source>& sources, const Sour
   }
 }
 
-void pack_quantised(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
+void pack_quantised(const Kernels& kernels, const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
                     const std::vector<int32_t>& cols, uint8_t* panel, uint8_t* low) {
   const bool chosen = sources[0].codes != nullptr;
   if (chosen) write_exact(w, sources, rows, panel);
@@ -160,15 +207,15 @@ void pack_quantised(const Matrix& w, const std::vector<Source>& sources, const S
       copy_codes(sources, rows, col / w.scale_group, w.scale_group, &group);
     } else {
       gather(sources, rows, cols.data() + col, n, block);
-      quantise_rows(w, block, n, &group);
+      quantise_rows(kernels, w.precision, block, n, &group);
     }
     write_group(w, group, col, n, panel, low);
   }
 }
 
-void pack_panel(const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
+void pack_panel(const Kernels& kernels, const Matrix& w, const std::vector<Source>& sources, const SourceRow* rows,
                 const std::vector<int32_t>& cols, uint8_t* out, uint8_t* low) {
-  if (is_quantised(w.precision)) return pack_quantised(w, sources, rows, cols, out, low);
+  if (is_quantised(w.precision)) return pack_quantised(kernels, w, sources, rows, cols, out, low);
   float block[kPanelRows * kColumnsAtOnce];
   for (size_t c = 0; c < cols.size(); c += kColumnsAtOnce) {
     const size_t n = std::min(cols.size() - c, kColumnsAtOnce);
@@ -232,7 +279,8 @@ float Source::at(size_t row, size_t col) const {
 }
 
 PackedMatrix pack(Precision precision, Groups groups, const std::vector<Source>& sources,
-                  const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, ThreadPool& pool) {
+                  const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, const Kernels& kernels,
+                  ThreadPool& pool) {
   const DefaultFloatMode mode;
   PackedMatrix packed;
   const Codes* codes = sources[0].codes;
@@ -253,7 +301,7 @@ PackedMatrix pack(Precision precision, Groups groups, const std::vector<Source>&
   uint8_t* data = packed.storage.data();
   uint8_t* low = data + w.panels() * w.panel_bytes;
   pool.run(w.panels(), [&](size_t panel, int) {
-    pack_panel(w, sources, row_map.data() + panel * kPanelRows, col_map, data + panel * w.panel_bytes,
+    pack_panel(kernels, w, sources, row_map.data() + panel * kPanelRows, col_map, data + panel * w.panel_bytes,
                low + panel * w.low_bytes);
   });
   return packed;

@@ -11,6 +11,8 @@
 
 namespace ernie {
 
+struct Kernels;
+
 enum class Dtype { fp32, fp16, bf16 };
 
 // A matrix whose codes somebody else chose (calibrated quantization); all arrays row-major and contiguous.
@@ -58,9 +60,10 @@ struct PackedMatrix {
 // `row_map` names the source of every packed row (a multiple of 16 of them), `col_map` the source column of every packed
 // column, -1 for zeros (a multiple of 16). The groups count for quantised precisions only; sources with codes have their
 // own bits and scale group, and `precision` says no more than whether 8 bits are nested. The result does not depend on the
-// threads. Throws std::invalid_argument for codes that do not fit together, and groups that do not.
+// threads, nor on the kernels. Throws std::invalid_argument for codes that do not fit together, and groups that do not.
 PackedMatrix pack(Precision precision, Groups groups, const std::vector<Source>& sources,
-                  const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, ThreadPool& pool);
+                  const std::vector<SourceRow>& row_map, const std::vector<int32_t>& col_map, const Kernels& kernels,
+                  ThreadPool& pool);
 
 // What is wrong with the exact columns of a matrix; null if nothing is.
 const char* exact_columns_problem(const int32_t* exact, size_t count, size_t cols);

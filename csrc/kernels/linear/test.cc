@@ -49,10 +49,13 @@ struct Activations {
   }
 };
 
+// The variant that packs where it does not matter which.
+const Kernels& kBest = kernels_for(supported_isas().back());
+
 PackedMatrix pack_floats(Precision precision, size_t group, const std::vector<float>& w, size_t rows, size_t cols) {
   ThreadPool pool(2);
   const Source source{w.data(), Dtype::fp32, rows, cols, static_cast<ptrdiff_t>(cols), 1};
-  return pack(precision, {group, group}, {source}, plain_rows(rows), plain_cols(cols), pool);
+  return pack(precision, {group, group}, {source}, plain_rows(rows), plain_cols(cols), kBest, pool);
 }
 
 void prepare_all(const Kernels& kernels, const Matrix& w, const std::vector<float>& x, size_t tokens, size_t cols,
@@ -149,7 +152,7 @@ void test_codes(const Kernels& kernels) {
     for (const auto& exact : {std::vector<int32_t>{}, std::vector<int32_t>{0, 17, 130, 199}}) {
       const RandomCodes made(random, bits, 40, 200, 128, exact);
       const size_t group = exact.empty() ? 128 : 32;  // of activations
-      const PackedMatrix packed = pack(Precision::fp32, {group, 0}, {made.source}, plain_rows(40), plain_cols(200), pool);
+      const PackedMatrix packed = pack(Precision::fp32, {group, 0}, {made.source}, plain_rows(40), plain_cols(200), kBest, pool);
       std::vector<float> row(200);
       for (size_t r = 0; r < 40; ++r) {
         unpack_row(packed.view, r, 200, row.data());
@@ -171,7 +174,7 @@ void test_bounds(const Kernels& kernels) {
       RandomCodes made(random, bits, rows, cols, 128, {3, 150});
       for (int8_t& code : made.codes) code = static_cast<int8_t>(code / step * step);
       const Precision precision = bits == 8 ? Precision::nested8 : Precision::nested6;
-      const PackedMatrix packed = pack(precision, {32, 0}, {made.source}, plain_rows(rows), plain_cols(cols), pool);
+      const PackedMatrix packed = pack(precision, {32, 0}, {made.source}, plain_rows(rows), plain_cols(cols), kBest, pool);
       const Matrix& w = packed.view;
       // Both margins, of lower bits with a deviation of steps / sqrt(12), with scales and activations of 1 or so.
       const float widest = 4 * 2 * kBoundSigmas * 0.29f * static_cast<float>(1 << low_bits(precision)) * std::sqrt(200.0f);
@@ -205,7 +208,7 @@ void test_bounds_of_what_is_no_number(const Kernels& kernels) {
   ThreadPool pool(1);
   RandomCodes made(random, 8, 48, 64, 64, {});
   made.scales[20] = 0x7fc0;
-  const PackedMatrix packed = pack(Precision::nested8, {64, 0}, {made.source}, plain_rows(48), plain_cols(64), pool);
+  const PackedMatrix packed = pack(Precision::nested8, {64, 0}, {made.source}, plain_rows(48), plain_cols(64), kBest, pool);
   Activations a(packed.view, 1);
   prepare_all(kernels, packed.view, normals(random, 64), 1, 64, &a);
   float lower[3], upper[3], spread[1];
@@ -223,10 +226,10 @@ void test_codes_that_do_not_fit() {
   const Source plain{floats.data(), Dtype::fp32, 16, 64, 64, 1};
   std::vector<SourceRow> rows = plain_rows(16);
   for (const Source& other : {b.source, c.source, d.source, e.source, plain})
-    CHECK_THROWS(pack(Precision::fp32, {32, 0}, {a.source, other}, rows, plain_cols(64), pool), std::invalid_argument);
+    CHECK_THROWS(pack(Precision::fp32, {32, 0}, {a.source, other}, rows, plain_cols(64), kBest, pool), std::invalid_argument);
   std::vector<int32_t> turned = plain_cols(64);
   std::swap(turned[0], turned[1]);
-  CHECK_THROWS(pack(Precision::fp32, {32, 0}, {a.source}, rows, turned, pool), std::invalid_argument);
+  CHECK_THROWS(pack(Precision::fp32, {32, 0}, {a.source}, rows, turned, kBest, pool), std::invalid_argument);
 }
 
 void test_against_double(const Kernels& kernels) {
@@ -319,9 +322,69 @@ void test_pack_misaligned() {
   std::memcpy(file.data() + 1, plain.data(), plain.size() * sizeof(float));
   ThreadPool pool(1);
   const Source source{file.data() + 1, Dtype::fp32, 16, 16, 16, 1};
-  const PackedMatrix a = pack(Precision::fp32, {}, {source}, plain_rows(16), plain_cols(16), pool);
+  const PackedMatrix a = pack(Precision::fp32, {}, {source}, plain_rows(16), plain_cols(16), kBest, pool);
   const PackedMatrix b = pack_floats(Precision::fp32, 0, plain, 16, 16);
   CHECK(std::memcmp(a.storage.data(), b.storage.data(), a.storage.size()) == 0);
+}
+
+// All variants, with any number of threads, choose the same codes: of weights that span many scales, that are all alike, all
+// of one sign, or partly no numbers.
+void test_pack_is_the_same_everywhere(const Kernels& kernels) {
+  std::mt19937 random(11);
+  const size_t rows = 48, cols = 160;
+  std::vector<float> w = normals(random, rows * cols);
+  for (size_t i = 0; i < w.size(); ++i) w[i] *= std::pow(2.0f, static_cast<float>(i / 16 % 12) - 6.0f);
+  for (size_t c = 0; c < cols; ++c) {
+    w[3 * cols + c] = 0.25f, w[4 * cols + c] = -std::fabs(w[4 * cols + c]), w[5 * cols + c] = std::fabs(w[5 * cols + c]);
+    w[6 * cols + c] = 1e-41f, w[7 * cols + c] = 0.0f;
+  }
+  w[8 * cols + 77] = NAN, w[9 * cols + 13] = -INFINITY;
+  const Source source{w.data(), Dtype::fp32, rows, cols, static_cast<ptrdiff_t>(cols), 1};
+  for (Precision precision : kAll) {
+    ThreadPool one(1), three(3);
+    const auto packed = [&](const Kernels& by, ThreadPool& pool) {
+      return pack(precision, {32, 128}, {source}, plain_rows(rows), plain_cols(cols), by, pool);
+    };
+    const PackedMatrix a = packed(kernels_for(Isa::portable), one), b = packed(kernels, three);
+    CHECK(std::memcmp(a.storage.data(), b.storage.data(), a.storage.size()) == 0);
+  }
+}
+
+// No weight is off by more than half a step, and in 4 bits every 16 columns have the best factor of the one that clips
+// nothing and the three below it.
+void test_nearest_codes(const Kernels& kernels) {
+  std::mt19937 random(12);
+  for (int round = 0; round < 50; ++round) {
+    const auto w = normals(random, 128, 0.02f);
+    GroupCodes made;
+    for (Precision precision : {Precision::int8, Precision::nested6}) {
+      kernels.quantise(precision, w.data(), 128, &made);
+      const float step = bf16_to_float(made.scale);
+      for (size_t i = 0; i < 128; ++i) CHECK(std::fabs(w[i] - step * made.codes[i]) <= 0.5001f * step);
+    }
+    kernels.quantise(Precision::int4, w.data(), 128, &made);
+    for (size_t at = 0; at < 128; at += kSubColumns) {
+      const auto error = [&](int factor) {
+        double sum = 0.0;
+        const double step = static_cast<double>(bf16_to_float(made.scale)) * factor;
+        for (size_t i = at; i < at + kSubColumns; ++i)
+          sum += std::pow(w[i] - step * std::clamp(std::nearbyint(w[i] / step), -8.0, 7.0), 2);
+        return sum;
+      };
+      const int chosen = made.subs[at / kSubColumns];
+      CHECK(chosen >= 1 && chosen <= 15);
+      const auto clips = [&](int factor) {
+        const float step = bf16_to_float(made.scale) * static_cast<float>(factor);
+        return std::any_of(w.begin() + at, w.begin() + at + kSubColumns, [&](float v) { return v > 7 * step || v < -8 * step; });
+      };
+      int enough = 1;
+      while (enough < 15 && clips(enough)) ++enough;
+      for (int other = enough; other >= std::max(1, enough - 3); --other)
+        CHECK(error(chosen) <= error(other) * (1 + 1e-5));
+      for (size_t i = at; i < at + kSubColumns; ++i)
+        CHECK(made.codes[i] == std::clamp(static_cast<int>(std::nearbyint(w[i] / (bf16_to_float(made.scale) * static_cast<float>(chosen)))), -8, 7));
+    }
+  }
 }
 
 // Strided, transposed, 16-bit sources and row maps give what a plain float32 copy gives.
@@ -339,7 +402,7 @@ void test_pack_sources() {
     }
   const Source source{transposed.data(), Dtype::bf16, rows, cols, 1, static_cast<ptrdiff_t>(rows)};
   for (Precision precision : kAll) {
-    const PackedMatrix a = pack(precision, {32, 32}, {source}, plain_rows(rows), plain_cols(cols), pool);
+    const PackedMatrix a = pack(precision, {32, 32}, {source}, plain_rows(rows), plain_cols(cols), kBest, pool);
     const PackedMatrix b = pack_floats(precision, 32, rounded, rows, cols);
     CHECK(a.storage.size() == b.storage.size());
     CHECK(std::memcmp(a.storage.data(), b.storage.data(), a.storage.size()) == 0);
@@ -377,6 +440,8 @@ int main() {
   test_pack_misaligned();
   test_codes_that_do_not_fit();
   for_each_isa([](const Kernels& kernels) {
+    test_nearest_codes(kernels);
+    test_pack_is_the_same_everywhere(kernels);
     test_against_double(kernels);
 #if defined(__linux__)
     test_rows_at_the_end_of_memory(kernels);

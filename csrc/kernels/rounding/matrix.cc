@@ -122,7 +122,7 @@ void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const 
                       .cols = cols,
                       .row_stride = static_cast<ptrdiff_t>(cols),
                       .col_stride = 1};
-  const PackedMatrix packed = pack(Precision::fp32, {}, {source}, plain_rows(out_rows), plain_cols(cols), pool);
+  const PackedMatrix packed = pack(Precision::fp32, {}, {source}, plain_rows(out_rows), plain_cols(cols), kernels, pool);
   const size_t padded = packed.view.cols, blocks = div_up(rows, kRowsAtOnce);
   const size_t parts = div_up(packed.view.panels(), kPanelsAtOnce);
   AlignedBuffer left(rows * padded * sizeof(float) + kLineBytes);

@@ -14,6 +14,7 @@ const Kernels kernels = {
     .linear = linear,
     .bound = bound,
     .prepare = prepare,
+    .quantise = quantise,
     .rms_norm = rms_norm,
     .rope = rope,
     .swiglu = swiglu,
