@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ernie_accel.architecture import tensor_specs
 from ernie_accel.architecture.ernie4_5 import head_name
@@ -11,7 +11,6 @@ from ernie_accel.quant.calculator import Calculator
 from ernie_accel.quant.fit import Fitter
 from ernie_accel.quant.recipe import Kind, Recipe
 from ernie_accel.quant.results import LayerResult
-from ernie_accel.types import Progress
 
 __all__ = ["kind_of", "quantise_data_free"]
 
@@ -38,11 +37,13 @@ def quantise_data_free(
     *,
     finished: Sequence[LayerResult] = (),
     threads: int | None = None,
-    progress: Progress | None = None,
+    within: Callable[[int], None] | None = None,
 ) -> Iterator[LayerResult]:
     """Yield the results of layer after layer and then that of the head, as ``Calibration`` does.
 
-    Nothing is exact and nothing is folded. Arguments and errors are those of ``Calibration``.
+    Nothing is exact and nothing is folded. ``within`` is called after each matrix with the number of weights of its
+    layer that are done: a layer of a large mixture of experts takes its time. The other arguments and errors are those
+    of ``Calibration``.
     """
     calculator, done = Calculator(threads), {result.index: result for result in finished}
     config = checkpoint.config
@@ -52,12 +53,17 @@ def quantise_data_free(
         names = [name for name in specs if name.startswith(prefix) and kind_of(name)]
         if index == config.num_hidden_layers:
             names = [head_name(config)]
-        yield done.get(index) or _layer(checkpoint, Fitter(recipe, calculator), index, names)
-        if progress is not None:
-            progress("quantise", index + 1, config.num_hidden_layers + 1)
+        yield done.get(index) or _layer(checkpoint, Fitter(recipe, calculator), index, names, within)
 
 
-def _layer(checkpoint: Checkpoint, fitter: Fitter, index: int, names: list[str]) -> LayerResult:
+def _layer(
+    checkpoint: Checkpoint, fitter: Fitter, index: int, names: list[str], within: Callable[[int], None] | None
+) -> LayerResult:
+    weights = 0
     for name in names:
-        fitter.nearest(kind_of(name) or "head", {name: to_float32(checkpoint.tensor(name))})
+        tensor = to_float32(checkpoint.tensor(name))
+        fitter.nearest(kind_of(name) or "head", {name: tensor})
+        weights += tensor.size
+        if within is not None:
+            within(weights)
     return LayerResult(index=index, matrices=fitter.matrices, errors=fitter.errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,17 @@ class PackingJob:
     def _add_units(self, writer: PackedWriter, progress: Progress | None) -> None:
         parts = units(self._checkpoint.config)
         total, done = sum(unit.weights for unit in parts), 0
+
+        def report(weights: int) -> None:
+            if progress is not None:
+                progress("quantize", done + weights, total)
+
         finished = [
             _Finished(self._checkpoint.config, unit, writer).result()
             for unit in parts
             if unit.name in writer.done
         ]
-        results = self._results([result for result in finished if result is not None])
+        results = self._results([result for result in finished if result is not None], report)
         current = _Current(self._checkpoint, self._settings)
         packer = self._backend.packer(
             current, LoadOptions(precision=self._settings.precision, threads=self._threads)
@@ -129,10 +134,9 @@ class PackingJob:
             if unit.name not in writer.done:
                 self._add_unit(writer, packer, current, unit)
             done += unit.weights
-            if progress is not None:
-                progress("quantize", done, total)
+            report(0)
 
-    def _results(self, finished: list[LayerResult]) -> Iterator[LayerResult]:
+    def _results(self, finished: list[LayerResult], within: Callable[[int], None]) -> Iterator[LayerResult]:
         if self._sequences:
             return iter(
                 Calibration(
@@ -143,7 +147,9 @@ class PackingJob:
                     threads=self._threads,
                 )
             )
-        return quantise_data_free(self._checkpoint, self._settings, finished=finished, threads=self._threads)
+        return quantise_data_free(
+            self._checkpoint, self._settings, finished=finished, threads=self._threads, within=within
+        )
 
     def _add_unit(self, writer: PackedWriter, packer: Packer, current: _Current, unit: Unit) -> None:
         tensors = {name: to_float32(current.tensor(name)) for name in unit.tensors}

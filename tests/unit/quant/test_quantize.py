@@ -162,6 +162,23 @@ def test_mixture_of_experts(tmp_path: Path) -> None:
     assert report.bits_per_weight["router"] == 32
 
 
+def test_without_data_progress_moves_within_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ernie_accel.quant.directory.CALIBRATED", 1000)
+    checkpoint = synthetic(tiny_config(moe=True))
+    seen: list[tuple[str, int, int]] = []
+    report = ea.quantize(
+        checkpoint, tmp_path / "packed", precision="int4", progress=lambda *step: seen.append(step)
+    )
+    assert report.calibration == ""
+    stages, done, totals = zip(*seen, strict=True)
+    assert set(stages) == {"quantize"}
+    assert len(set(totals)) == 1
+    assert list(done) == sorted(done)
+    assert done[-1] == totals[0]
+    assert len(set(done)) >= len(report.errors)  # one for each matrix
+    assert all(0.01 < error < 0.2 for error in report.errors.values())
+
+
 @pytest.mark.parametrize("stop", [1, 2])
 def test_interrupted_and_resumed(
     stop: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
