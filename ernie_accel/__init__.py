@@ -19,6 +19,7 @@ from ernie_accel.errors import (
     CheckpointError,
     ClosedError,
     ContextLengthError,
+    DeadlineError,
     ErnieAccelError,
     HubError,
     MissingExtraError,
@@ -47,13 +48,16 @@ if TYPE_CHECKING:
     from ernie_accel.backends.native.backend import NativeOptions
     from ernie_accel.checkpoint import inspect
     from ernie_accel.diagnosis import Report, doctor
-    from ernie_accel.engine.stream import TokenStream
+    from ernie_accel.engine.metrics import Metrics
+    from ernie_accel.engine.options import EngineOptions
+    from ernie_accel.engine.stream import AsyncTokenStream, TokenStream
     from ernie_accel.model import Model
     from ernie_accel.quant.directory import quantize
     from ernie_accel.quant.report import QuantizationReport
 
 __all__ = [
     "ArgumentError",
+    "AsyncTokenStream",
     "BackendError",
     "BackendUnavailableError",
     "CapacityError",
@@ -62,10 +66,13 @@ __all__ = [
     "ClosedError",
     "Completion",
     "ContextLengthError",
+    "DeadlineError",
+    "EngineOptions",
     "ErnieAccelError",
     "FinishReason",
     "HubError",
     "Message",
+    "Metrics",
     "MissingExtraError",
     "Model",
     "ModelInfo",
@@ -96,6 +103,9 @@ __version__ = "0.1.0.dev0"
 
 # Imported when they are first asked for: all at once would triple the time of ``import ernie_accel``.
 _LATER = {
+    "AsyncTokenStream": "ernie_accel.engine.stream",
+    "EngineOptions": "ernie_accel.engine.options",
+    "Metrics": "ernie_accel.engine.metrics",
     "Model": "ernie_accel.model",
     "NativeOptions": "ernie_accel.backends.native.backend",
     "QuantizationReport": "ernie_accel.quant.report",

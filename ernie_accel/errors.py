@@ -15,6 +15,7 @@
     ├── ContextLengthError (also ValueError) prompt (and output) do not fit the context
     ├── CapacityError                        memory for another token, sequence or request is used up
     │   └── QueueFullError                   the bounded queue of requests is full
+    ├── DeadlineError (also TimeoutError)    a wait, or a request, took longer than its timeout
     └── ClosedError                          the model (or handle) was closed before or during the call
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "ClosedError",
     "ContextLengthError",
+    "DeadlineError",
     "ErnieAccelError",
     "HubError",
     "MissingExtraError",
@@ -95,6 +97,10 @@ class CapacityError(ErnieAccelError):
 
 class QueueFullError(CapacityError):
     """The bounded queue of requests is full."""
+
+
+class DeadlineError(ErnieAccelError, TimeoutError):
+    """A wait, or a request, took longer than its timeout."""
 
 
 class ClosedError(ErnieAccelError):

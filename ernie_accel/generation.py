@@ -1,31 +1,42 @@
-"""The generating methods of ``Model``: every keyword spelled out, over one engine."""
+"""The generating methods of ``Model``, for threads and for asyncio, over one engine."""
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import TypeIs
+from typing_extensions import TypeIs, Unpack
 
-from ernie_accel.engine.request import Handle
-from ernie_accel.engine.stream import TokenStream
-from ernie_accel.errors import ArgumentError
-from ernie_accel.types import Completion, SamplingParams
+from ernie_accel.engine.request import Handle, Request
+from ernie_accel.engine.stream import AsyncTokenStream, TokenStream, completed
+from ernie_accel.errors import ArgumentError, QueueFullError
+from ernie_accel.progress import reporting
+from ernie_accel.signatures import spelled_out
+from ernie_accel.types import Completion, Progress, Sampling, SamplingParams
 
-__all__ = ["Generation", "Ids", "TextOrIds"]
+__all__ = ["Generation", "Ids", "Prompts", "TextOrIds", "is_one"]
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 TextOrIds = str | Ids
+Prompts = list[str] | list[list[int]] | list[tuple[int, ...]]
+Messages = Sequence[Mapping[str, Any]]
+
+UNDER_WAY = 256
+"""Most prompts of one call that the engine holds at a time: enough for every batch, little memory."""
 
 
 class Generation(ABC):
-    """generate, stream, chat, stream_chat. They share their keywords, which are the fields of ``SamplingParams``.
+    """generate, stream, chat, stream_chat, submit, and their twins for asyncio. All take the same keywords:
 
-    A keyword overrides the field of ``params``; None means that it was not given.
+    * every field of ``SamplingParams``, which overrides the one of ``params``; None means that it was not given;
+    * ``timeout``: seconds from the call after which the request fails with DeadlineError;
+    * ``priority``: requests of a higher one are started first and keep their memory longest.
     """
 
     @overload
@@ -34,63 +45,34 @@ class Generation(ABC):
         prompt: TextOrIds,
         params: SamplingParams | None = None,
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        n: int | None = None,
-        ignore_eos: bool | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        progress: bool | Progress | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Completion: ...
 
     @overload
     def generate(
         self,
-        prompt: list[str] | list[list[int]] | list[tuple[int, ...]],
+        prompt: Prompts,
         params: SamplingParams | None = None,
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        n: int | None = None,
-        ignore_eos: bool | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        progress: bool | Progress | None = None,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]: ...
 
+    @spelled_out
     def generate(
         self,
-        prompt: TextOrIds | list[str] | list[list[int]] | list[tuple[int, ...]],
+        prompt: TextOrIds | Prompts,
         params: SamplingParams | None = None,
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        n: int | None = None,
-        ignore_eos: bool | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        progress: bool | Progress | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Completion | list[Completion]:
         """Continue a prompt, or several that are decoded together.
 
@@ -100,107 +82,84 @@ class Generation(ABC):
             prompt: A string or its token ids gives one Completion; a list of strings or of lists of ids gives a list,
                 in the same order. [] gives [].
             params: How to draw and when to end.
-            max_tokens: This and every other keyword overrides the field of ``params`` of the same name. One seed for
-                several prompts means that seed for each, so that each gets what it would get alone.
+            timeout: Seconds after which the call fails with DeadlineError; None: never.
+            priority: Requests of a higher one are started first and keep their memory longest.
+            progress: For a list: None shows a bar on stderr if that is a terminal or a notebook; True always; False
+                never; a callable is called as ``progress("prompts", done, total)``.
+            **sampling: Fields of ``SamplingParams``; each overrides the one of ``params``. One seed for several prompts
+                means that seed for each, so that each gets what it would get alone.
 
         Raises:
             ArgumentError: A value can never work, or a prompt is empty.
             ContextLengthError: A prompt is longer than the context.
             TokenizerError: The prompt is text, or ``stop`` is given, and the checkpoint has no tokenizer.
             CapacityError: Memory does not suffice even with nothing else under way.
+            DeadlineError: The timeout is over.
             ClosedError: The model was closed.
         """
-        settings = override(
-            params,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            stop_token_ids=stop_token_ids,
-            seed=seed,
-            logprobs=logprobs,
-            n=n,
-            ignore_eos=ignore_eos,
-        )
-        if _is_one(prompt):
-            return self._submit([prompt], settings)[0].result()
-        handles = self._submit(list(prompt), settings)
-        try:
-            return [handle.result() for handle in handles]
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            raise
+        settings = override(params, sampling)
+        if is_one(prompt):
+            return self._all_of(self._requests([prompt], settings, timeout, priority), False)[0]
+        requests = self._requests(list(prompt), settings, timeout, priority)
+        return self._all_of(requests, progress if len(requests) > 1 else False)
 
+    @spelled_out
     def stream(
         self,
         prompt: TextOrIds,
         params: SamplingParams | None = None,
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        n: int | None = None,
-        ignore_eos: bool | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
     ) -> TokenStream:
         """Continue one prompt, token by token. Arguments and errors are those of ``generate``; ``n`` must be 1.
 
         Mistakes in arguments are raised here, not at the first token.
         """
-        settings = override(
-            params,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            stop_token_ids=stop_token_ids,
-            seed=seed,
-            logprobs=logprobs,
-            n=n,
-            ignore_eos=ignore_eos,
-        )
-        if not _is_one(prompt):
-            raise ArgumentError("prompt: a stream continues one prompt; use generate for a list of them")
-        return self._stream(prompt, settings)
+        return TokenStream(self._start(self._one(prompt, override(params, sampling), timeout, priority)))
 
-    def chat(
+    @spelled_out
+    def submit(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        prompt: TextOrIds,
         params: SamplingParams | None = None,
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        n: int | None = None,
-        ignore_eos: bool | None = None,
+        block: bool = True,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> Handle:
+        """Begin to continue one prompt and return at once. Arguments and errors are those of ``generate``.
+
+        The handle has ``result(timeout)``, ``cancel()`` and ``done``, and is an iterator of chunks.
+
+        Args:
+            prompt: A string or its token ids.
+            params: How to draw and when to end.
+            block: Where the queue of requests is full, wait for room.
+            timeout: As in ``generate``.
+            priority: As in ``generate``.
+            **sampling: As in ``generate``.
+
+        Raises:
+            QueueFullError: The queue is full, and ``block`` is false.
+        """
+        settings = override(params, sampling)
+        if not is_one(prompt):
+            raise ArgumentError("prompt: submit takes one prompt; call it for each of them")
+        (request,) = self._requests([prompt], settings, timeout, priority)
+        return self._start(request, block=block)
+
+    @spelled_out
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
     ) -> Completion:
         """Answer a conversation, rendered with the checkpoint's chat template.
 
@@ -208,103 +167,225 @@ class Generation(ABC):
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": text}``, oldest first.
-            params: As in ``generate``.
-            max_tokens: As in ``generate``, like every other keyword.
+            params: As in ``generate``, like everything that follows.
+            timeout: As in ``generate``.
+            priority: As in ``generate``.
+            **sampling: As in ``generate``.
 
         Raises:
             TokenizerError: The checkpoint has no tokenizer, or its template fails.
             ArgumentError, ContextLengthError, CapacityError, ClosedError: As in ``generate``.
         """
-        settings = override(
-            params,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            stop_token_ids=stop_token_ids,
-            seed=seed,
-            logprobs=logprobs,
-            n=n,
-            ignore_eos=ignore_eos,
-        )
-        return self._submit([self._encode_chat(messages)], settings)[0].result()
+        settings = override(params, sampling)
+        return self._all_of(
+            self._requests([self._encode_chat(messages)], settings, timeout, priority), False
+        )[0]
 
+    @spelled_out
     def stream_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         params: SamplingParams | None = None,
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        n: int | None = None,
-        ignore_eos: bool | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
     ) -> TokenStream:
         """Answer a conversation, token by token. Arguments and errors are those of ``chat``; ``n`` must be 1."""
-        settings = override(
-            params,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop,
-            stop_token_ids=stop_token_ids,
-            seed=seed,
-            logprobs=logprobs,
-            n=n,
-            ignore_eos=ignore_eos,
-        )
-        return self._stream(self._encode_chat(messages), settings)
+        settings = override(params, sampling)
+        return TokenStream(self._start(self._one(self._encode_chat(messages), settings, timeout, priority)))
 
-    def _stream(self, prompt: TextOrIds, params: SamplingParams) -> TokenStream:
+    @overload
+    async def agenerate(
+        self,
+        prompt: TextOrIds,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> Completion: ...
+
+    @overload
+    async def agenerate(
+        self,
+        prompt: Prompts,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> list[Completion]: ...
+
+    @spelled_out
+    async def agenerate(
+        self,
+        prompt: TextOrIds | Prompts,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> Completion | list[Completion]:
+        """``generate`` for asyncio. Cancelling the task ends what was asked for."""
+        settings = override(params, sampling)
+        if is_one(prompt):
+            (request,) = self._requests([prompt], settings, timeout, priority)
+            return await completed(await self._astart(request))
+        return await self._aall_of(self._requests(list(prompt), settings, timeout, priority))
+
+    @spelled_out
+    def astream(
+        self,
+        prompt: TextOrIds,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncTokenStream:
+        """``stream`` for asyncio: ``async for chunk in model.astream(...)``."""
+        return self._astream(self._one(prompt, override(params, sampling), timeout, priority))
+
+    @spelled_out
+    async def achat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> Completion:
+        """``chat`` for asyncio."""
+        settings = override(params, sampling)
+        (request,) = self._requests([self._encode_chat(messages)], settings, timeout, priority)
+        return await completed(await self._astart(request))
+
+    @spelled_out
+    def astream_chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncTokenStream:
+        """``stream_chat`` for asyncio."""
+        settings = override(params, sampling)
+        return self._astream(self._one(self._encode_chat(messages), settings, timeout, priority))
+
+    def _one(
+        self, prompt: TextOrIds, params: SamplingParams, timeout: float | None, priority: int
+    ) -> Request:
+        """Return the request of a stream."""
+        if not is_one(prompt):
+            raise ArgumentError("prompt: a stream continues one prompt; use generate for a list of them")
         if params.n != 1:
             raise ArgumentError(
                 f"n={params.n}: a stream gives one completion; use generate or chat for several"
             )
-        return TokenStream(self._submit([prompt], params)[0])
+        (request,) = self._requests([prompt], params, timeout, priority)
+        return request
+
+    def _all_of(self, requests: Sequence[Request], progress: bool | Progress | None) -> list[Completion]:
+        """Return the results of all, holding few in the engine at a time."""
+        done: list[Completion] = []
+        under_way: deque[Handle] = deque()
+        with reporting(progress, unit="prompt") as report:
+
+            def finish_first() -> None:
+                done.append(under_way[0].result())
+                under_way.popleft()  # not before: what interrupts the line above cancels it below
+                if report is not None:
+                    report("prompts", len(done), len(requests))
+
+            try:
+                under_way.extend(self._start_all(requests[:UNDER_WAY]))
+                for request in requests[UNDER_WAY:]:
+                    finish_first()
+                    under_way.extend(self._start_all([request]))
+                while under_way:
+                    finish_first()
+            except BaseException:
+                for handle in under_way:
+                    handle.cancel()
+                raise
+        return done
+
+    async def _aall_of(self, requests: Sequence[Request]) -> list[Completion]:
+        done: list[Completion] = []
+        under_way: deque[Handle] = deque()
+        try:
+            for request in requests:
+                if len(under_way) >= UNDER_WAY:
+                    done.append(await completed(under_way.popleft()))
+                under_way.append(await self._astart(request))
+            while under_way:
+                done.append(await completed(under_way.popleft()))
+        except BaseException:
+            for handle in under_way:
+                handle.cancel()
+            raise
+        return done
+
+    def _astream(self, request: Request) -> AsyncTokenStream:
+        async def begin() -> Handle:
+            return await self._astart(request)
+
+        return AsyncTokenStream(begin)
+
+    async def _astart(self, request: Request) -> Handle:
+        """Queue a request without holding up the event loop."""
+        try:
+            return self._start(request, block=False)
+        except QueueFullError:
+            return await asyncio.to_thread(self._start, request)
+
+    def _start(self, request: Request, *, block: bool = True) -> Handle:
+        return self._start_all([request], block=block)[0]
 
     @abstractmethod
-    def _encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def _encode_chat(self, messages: Messages) -> list[int]:
         """Render and encode a conversation, up to where the answer begins."""
 
     @abstractmethod
-    def _submit(self, prompts: Sequence[TextOrIds], params: SamplingParams) -> list[Handle]:
-        """Queue one request for each prompt; none if any of them cannot be."""
+    def _requests(
+        self,
+        prompts: Sequence[TextOrIds],
+        params: SamplingParams,
+        timeout: float | None,
+        priority: int,
+    ) -> list[Request]:
+        """Make one request for each prompt; raise what is wrong with any of them."""
+
+    @abstractmethod
+    def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
+        """Queue requests that begin together."""
 
 
-def override(params: SamplingParams | None, **given: Any) -> SamplingParams:
-    """Return ``params`` (or the defaults) with those fields replaced that are not None."""
+def override(params: SamplingParams | None, given: Mapping[str, Any]) -> SamplingParams:
+    """Return ``params`` (or the defaults) with those fields replaced that are given and not None."""
     if params is not None and not isinstance(params, SamplingParams):
         raise ArgumentError(
             f"params={params!r}: must be a SamplingParams; keywords such as max_tokens=... stand alone"
         )
+    unknown = [name for name in given if name not in Sampling.__annotations__]
+    if unknown:
+        raise TypeError(
+            f"unknown keyword {unknown[0]!r}: besides timeout and priority there are "
+            f"{', '.join(Sampling.__annotations__)}"
+        )
     return replace(params or SamplingParams(), **{name: v for name, v in given.items() if v is not None})
 
 
-def _is_one(prompt: object) -> TypeIs[TextOrIds]:
+def is_one(prompt: TextOrIds | Prompts, name: str = "prompt") -> TypeIs[TextOrIds]:
     """Tell one prompt (a string, or ids) from a list of prompts."""
     if isinstance(prompt, str):
         return True
     if isinstance(prompt, np.ndarray):
         return prompt.ndim == 1
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
-        raise ArgumentError(f"prompt={prompt!r}: must be a string, a list of token ids, or a list of either")
+        raise ArgumentError(f"{name}={prompt!r}: must be a string, a list of token ids, or a list of either")
     return len(prompt) > 0 and not isinstance(prompt[0], (str, Sequence, np.ndarray))

@@ -14,6 +14,7 @@ from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint
 from ernie_accel.engine.defaults import checkpoint_defaults, file_end_ids
 from ernie_accel.engine.local import LocalEngine
+from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.request import Engine
 from ernie_accel.errors import ArgumentError, UnsupportedError
 from ernie_accel.progress import reporting
@@ -51,12 +52,15 @@ def load(
     backend_name: str,
     options: LoadOptions,
     *,
+    engine: EngineOptions | None,
     revision: str | None,
     cache_dir: str | os.PathLike[str] | None,
     progress: bool | Progress | None,
 ) -> Loaded:
     """Resolve, open and load. Arguments and errors are those of ``Model.load``."""
     check_options(options)
+    if engine is not None and not isinstance(engine, EngineOptions):
+        raise ArgumentError(f"engine={engine!r}: must be None or EngineOptions(...)")
     backend = registry.choose(backend_name)
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
@@ -68,13 +72,13 @@ def load(
         ends = frozenset(file_end_ids(checkpoint.generation_config) + checkpoint.config.eos_token_ids)
         options = replace(options, progress=report)
         runner = backend.open(_prepared(checkpoint, backend, options, tokenizer), options)
-        engine = LocalEngine(
-            runner,
-            decoder=tokenizer.stream if tokenizer else None,
-            vocab_limit=tokenizer.vocab_size if tokenizer else 0,
-        )
         return Loaded(
-            engine=engine,
+            engine=LocalEngine(
+                runner,
+                decoder=tokenizer.stream if tokenizer else None,
+                vocab_limit=tokenizer.vocab_size if tokenizer else 0,
+                options=engine,
+            ),
             tokenizer=tokenizer,
             config=checkpoint.config,
             info=_info(checkpoint.info, source, runner.info),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,12 @@ from ernie_accel.backends.base import LoadOptions
 from ernie_accel.closing import Closing
 from ernie_accel.display import count, html_table
 from ernie_accel.engine.defaults import settle
+from ernie_accel.engine.metrics import Metrics
+from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.profiling import Profiling
-from ernie_accel.engine.request import Handle, Request, check_ids
+from ernie_accel.engine.request import Handle, Request, check_ids, check_priority, deadline_of
 from ernie_accel.errors import ArgumentError, ClosedError, TokenizerError
-from ernie_accel.generation import Generation, Ids, TextOrIds
+from ernie_accel.generation import Generation, Ids, Prompts, TextOrIds, is_one
 from ernie_accel.loading import Loaded, Source, load
 from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams, Score
 
@@ -57,6 +59,7 @@ class Model(Generation, Closing):
         memory_limit: int | None = None,
         threads: int | None = None,
         tensor_parallel: int | Literal["auto"] = 1,
+        engine: EngineOptions | None = None,
         backend_options: object | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -77,6 +80,7 @@ class Model(Generation, Closing):
                 leave.
             threads: None: one a physical core, within affinity and cgroup quota.
             tensor_parallel: Number of devices that share the model; 1 or ``"auto"``.
+            engine: How requests are queued and batched; None: the defaults of ``EngineOptions``.
             backend_options: The options object of the backend that is asked for by name.
             revision: Branch, tag or commit of a hub id.
             cache_dir: Where files of hub ids are kept; None: the hub's own cache.
@@ -102,7 +106,17 @@ class Model(Generation, Closing):
             tensor_parallel=tensor_parallel,
             backend_options=backend_options,
         )
-        return cls(load(source, backend, options, revision=revision, cache_dir=cache_dir, progress=progress))
+        return cls(
+            load(
+                source,
+                backend,
+                options,
+                engine=engine,
+                revision=revision,
+                cache_dir=cache_dir,
+                progress=progress,
+            )
+        )
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -131,8 +145,14 @@ class Model(Generation, Closing):
         self._check_open()
         return self._engine.logits(check_ids(token_ids, self.config.vocab_size))
 
-    def score(self, text_or_ids: TextOrIds) -> Score:
-        """Return the log-probability of each token given those before it.
+    @overload
+    def score(self, text_or_ids: TextOrIds) -> Score: ...
+
+    @overload
+    def score(self, text_or_ids: Prompts) -> list[Score]: ...
+
+    def score(self, text_or_ids: TextOrIds | Prompts) -> Score | list[Score]:
+        """Return the log-probability of each token given those before it; of several texts as a list.
 
         A text gets the begin token first where the tokenizer has one; ids are scored as they are. The first token has
         no log-probability.
@@ -142,13 +162,39 @@ class Model(Generation, Closing):
             ArgumentError, ContextLengthError, CapacityError, ClosedError: As in ``generate``.
         """
         self._check_open()
-        ids: Ids
-        if isinstance(text_or_ids, str):
-            tokenizer = self._need_tokenizer("score(text)")
-            ids = tokenizer.encode(text_or_ids, add_bos=tokenizer.bos_id is not None)
-        else:
-            ids = text_or_ids
-        return self._engine.score(check_ids(ids, self.config.vocab_size))
+        if is_one(text_or_ids, "text_or_ids"):
+            return self._engine.score([self._begun_ids(text_or_ids, "text_or_ids")])[0]
+        given: list[TextOrIds] = list(text_or_ids)
+        return self._engine.score(
+            [self._begun_ids(text, f"text_or_ids[{index}]") for index, text in enumerate(given)]
+        )
+
+    def embed(self, texts: TextOrIds | Prompts) -> npt.NDArray[np.float32]:
+        """Return a vector for each text, float32 [n, hidden_size], of length 1.
+
+        It is the mean over positions of the hidden states after the final norm, divided by its Euclidean length. Texts
+        get the begin token first, as in ``score``; one text gives n = 1.
+
+        Raises:
+            UnsupportedError: The backend does not give hidden states; names those that do.
+            TokenizerError: It is text and the checkpoint has no tokenizer.
+            ArgumentError, ContextLengthError, CapacityError, ClosedError: As in ``generate``.
+        """
+        self._check_open()
+        given: list[TextOrIds] = [texts] if is_one(texts, "texts") else list(texts)
+        return self._engine.embed(
+            [self._begun_ids(text, f"texts[{index}]") for index, text in enumerate(given)]
+        )
+
+    def metrics(self) -> Metrics:
+        """Return counters and histograms since the model was loaded, and the state of its queue and memory now."""
+        self._check_open()
+        return self._engine.metrics()
+
+    def clear_cache(self) -> None:
+        """Free the KV cache that ended requests have left for prompts with the same beginning."""
+        self._check_open()
+        self._engine.clear_cache()
 
     def profile(self) -> Profiling:
         """Count where the time of steps goes, in a ``with`` block around the calls that are to be counted::
@@ -194,10 +240,13 @@ class Model(Generation, Closing):
         self._check_open()
         return self._need_tokenizer("chat").encode_chat(messages)
 
-    def _submit(self, prompts: Sequence[TextOrIds], params: SamplingParams) -> list[Handle]:
+    def _requests(
+        self, prompts: Sequence[TextOrIds], params: SamplingParams, timeout: float | None, priority: int
+    ) -> list[Request]:
         self._check_open()
         self._check_params(params)
-        arrival = time.perf_counter()
+        check_priority(priority)
+        arrival, deadline = time.perf_counter(), deadline_of(timeout)
         ends = frozenset(() if params.ignore_eos else self._loaded.end_ids) | frozenset(params.stop_token_ids)
         requests = [
             Request(
@@ -205,15 +254,32 @@ class Model(Generation, Closing):
                 params=settle(params, self._loaded.defaults),
                 stop_ids=ends,
                 arrival=arrival,
+                priority=priority,
+                deadline=deadline,
             )
             for index, prompt in enumerate(prompts)
         ]
-        return [self._engine.submit(request) for request in requests]
+        for request in requests:
+            self._engine.check(request.token_ids)
+        return requests
+
+    def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
+        return self._engine.submit_all(requests, block=block)
 
     def _ids(self, prompt: TextOrIds, where: str) -> tuple[int, ...]:
         ids: Ids = (
             self._need_tokenizer("generate(text)").encode(prompt) if isinstance(prompt, str) else prompt
         )
+        return self._checked(ids, where)
+
+    def _begun_ids(self, text: TextOrIds, where: str) -> tuple[int, ...]:
+        """Return ids as they are, those of a text after the begin token."""
+        if isinstance(text, str):
+            tokenizer = self._need_tokenizer("a text instead of ids")
+            text = tokenizer.encode(text, add_bos=tokenizer.bos_id is not None)
+        return self._checked(text, where)
+
+    def _checked(self, ids: Ids, where: str) -> tuple[int, ...]:
         try:
             return check_ids(ids, self.config.vocab_size)
         except ArgumentError as error:

@@ -15,12 +15,13 @@ __all__ = ["reporting"]
 
 
 @contextmanager
-def reporting(progress: bool | Progress | None) -> Iterator[Progress | None]:
+def reporting(progress: bool | Progress | None, *, unit: str = "B") -> Iterator[Progress | None]:
     """Give the callback that ``progress`` stands for, and remove its bar afterwards.
 
     Args:
         progress: None shows a bar on stderr if that is a terminal, or in a notebook; True always; False never; a
             callable is called as ``progress(stage, done, total)``.
+        unit: What is counted; "B" is written with prefixes such as Ki.
 
     Raises:
         ArgumentError: It is something else.
@@ -32,7 +33,7 @@ def reporting(progress: bool | Progress | None) -> Iterator[Progress | None]:
     if callable(progress):
         yield progress
     elif progress or (progress is None and (_in_terminal() or _in_notebook())):
-        bars = _Bars()
+        bars = _Bars(unit)
         try:
             yield bars
         finally:
@@ -44,14 +45,15 @@ def reporting(progress: bool | Progress | None) -> Iterator[Progress | None]:
 class _Bars:
     """One bar for each stage, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
         self._stage = ""
         self._bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage or self._bar is None:
             self.close()
-            self._stage, self._bar = stage, _bar(stage, total)
+            self._stage, self._bar = stage, _bar(stage, total, self._unit)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
@@ -61,12 +63,12 @@ class _Bars:
             self._bar = None
 
 
-def _bar(stage: str, total: int) -> Any:
+def _bar(stage: str, total: int, unit: str) -> Any:
     options: dict[str, Any] = {
         "desc": stage,
         "total": total,
-        "unit": "B",
-        "unit_scale": True,
+        "unit": unit,
+        "unit_scale": unit == "B",
         "unit_divisor": 1024,
         "leave": False,
     }

@@ -22,6 +22,7 @@ __all__ = [
     "ModelInfo",
     "Precision",
     "Progress",
+    "Sampling",
     "SamplingParams",
     "Score",
     "Timings",
@@ -150,12 +151,32 @@ class SamplingParams:
             object.__setattr__(self, name, value if value is None else float(value))
 
 
+class Sampling(TypedDict, total=False):
+    """The fields of ``SamplingParams`` as keywords of the calls that generate; None means not given."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    seed: int | None
+    logprobs: int | None
+    n: int | None
+    ignore_eos: bool | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Token counts of one request."""
+    """Token counts of one request. ``cached_tokens`` of the prompt were computed for an earlier request."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -171,9 +192,10 @@ class Timings:
         time_to_first_token: Seconds from the call to the first token.
         prefill_seconds: Seconds spent on the prompt.
         decode_seconds: Seconds from the first token to the last.
-        prefill_tokens_per_second: Prompt tokens by ``prefill_seconds``.
+        prefill_tokens_per_second: Prompt tokens that had to be computed, by ``prefill_seconds``.
         decode_tokens_per_second: Tokens after the first by ``decode_seconds``; 0 where there is only one.
         peak_memory: Largest resident memory of the process so far, bytes.
+        queue_seconds: Seconds from the call to the start of the request.
     """
 
     time_to_first_token: float
@@ -182,6 +204,7 @@ class Timings:
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     peak_memory: int
+    queue_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

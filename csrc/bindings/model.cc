@@ -58,9 +58,9 @@ StepInput to_input(nb::handle item) {
 }
 
 nb::object to_array(StepOutput& output, size_t rows, size_t width) {
-  float* data = output.values.get();
+  float* data = output.owned.get();
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  output.values.release();
+  output.owned.release();
   return nb::cast(Values(data, {rows, width}, owner));
 }
 
@@ -225,6 +225,7 @@ void bind_model(nb::module_& m) {
       .def("free", &Model::free, Release())
       .def("fork", &Model::fork, Release())
       .def("truncate", &Model::truncate, Release())
+      .def("park", &Model::park, Release())
       .def("length", &Model::length, Release())
       .def("forward", &forward, nb::arg("batch"))
       .def("profile", &profile, nb::arg("on"))

@@ -13,7 +13,7 @@ void StepRun::answer(const std::vector<StepInput>& batch, std::vector<StepOutput
     token += batch[s].ids.size();
     if (batch[s].output == Output::none) continue;
     for (size_t r = 0; r < batch[s].rows; ++r) {
-      float* values = outputs[s].values.get();
+      float* values = outputs[s].values;
       const bool hidden = batch[s].output == Output::hidden;
       rows.push_back({token - batch[s].rows + r, hidden ? values + r * config_.hidden : nullptr,
                       hidden ? nullptr : values + r * config_.vocab, s, r});

@@ -23,11 +23,12 @@ KvCache::KvCache(const Config& config) : config_(config) {
 int64_t KvCache::open() {
   check_open_limit();
   sequences_.emplace(next_id_, Sequence{});
+  ++open_;
   return next_id_++;
 }
 
 void KvCache::check_open_limit() const {
-  if (sequences_.size() >= config_.max_sequences)
+  if (open_ >= config_.max_sequences)
     throw CapacityError("all " + std::to_string(config_.max_sequences) + " sequences are open");
 }
 
@@ -40,7 +41,9 @@ const Sequence& KvCache::at(int64_t id) const {
 Sequence& KvCache::mutable_at(int64_t id) { return const_cast<Sequence&>(at(id)); }
 
 void KvCache::free(int64_t id) {
-  for (uint32_t page : mutable_at(id).pages) release(page);
+  const Sequence& sequence = at(id);
+  for (uint32_t page : sequence.pages) release(page);
+  if (!sequence.parked) --open_;
   sequences_.erase(id);
 }
 
@@ -53,6 +56,7 @@ int64_t KvCache::fork(int64_t id, size_t length) {
   Sequence copy{{from.pages.begin(), from.pages.begin() + static_cast<ptrdiff_t>(pages_for(length))}, length};
   const auto added = sequences_.emplace(next_id_, std::move(copy)).first;
   for (uint32_t page : added->second.pages) ++counts_[page];
+  ++open_;
   return next_id_++;
 }
 
@@ -66,6 +70,12 @@ void KvCache::truncate(int64_t id, size_t length) {
     sequence.pages.pop_back();
   }
   sequence.length = length;
+}
+
+void KvCache::park(int64_t id) {
+  Sequence& sequence = mutable_at(id);
+  if (!sequence.parked) --open_;
+  sequence.parked = true;
 }
 
 bool KvCache::must_copy_last(const Sequence& sequence) const {

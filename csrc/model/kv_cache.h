@@ -18,6 +18,7 @@ struct CapacityError : std::runtime_error {
 struct Sequence {
   std::vector<uint32_t> pages;
   size_t length = 0;
+  bool parked = false;
 };
 
 class KvCache {
@@ -29,6 +30,8 @@ class KvCache {
   // A sequence that shares the first `length` tokens; a shared page is copied when one side writes to it.
   int64_t fork(int64_t id, size_t length);
   void truncate(int64_t id, size_t length);
+  // Keeps a sequence for later forks: it does not count among the open ones, and nothing may be appended to it.
+  void park(int64_t id);
   const Sequence& at(int64_t id) const;  // throws std::invalid_argument
 
   struct Growth {
@@ -62,7 +65,7 @@ class KvCache {
   std::vector<AlignedBuffer> slabs_;
   std::vector<uint32_t> counts_;  // references to each page
   std::vector<uint32_t> free_;
-  size_t used_ = 0;
+  size_t used_ = 0, open_ = 0;
   int64_t next_id_ = 1;
   std::map<int64_t, Sequence> sequences_;
 };

@@ -75,6 +75,11 @@ void Model::truncate(int64_t sequence, size_t length) {
   cache_.truncate(sequence, length);
 }
 
+void Model::park(int64_t sequence) {
+  auto guard = lock();
+  cache_.park(sequence);
+}
+
 size_t Model::length(int64_t sequence) {
   auto guard = lock();
   return cache_.at(sequence).length;
@@ -101,6 +106,7 @@ void Model::check(const std::vector<StepInput>& batch) const {
   size_t tokens = 0;
   for (const StepInput& step : batch) {
     const size_t length = cache_.at(step.sequence).length;
+    if (cache_.at(step.sequence).parked) throw std::invalid_argument("a parked sequence takes no tokens; fork it");
     if (!once.insert(step.sequence).second) throw std::invalid_argument("a sequence is twice in one batch");
     if (step.ids.empty()) throw std::invalid_argument("a step needs at least one token");
     if (step.rows > step.ids.size()) throw std::invalid_argument("more rows than tokens were asked for");
@@ -114,16 +120,34 @@ void Model::check(const std::vector<StepInput>& batch) const {
   if (tokens > config_.max_step_tokens) throw std::invalid_argument("too many tokens in one step");
 }
 
-std::vector<StepOutput> Model::allocate(const std::vector<StepInput>& batch) const {
+std::vector<StepOutput> Model::allocate(const std::vector<StepInput>& batch) {
   std::vector<StepOutput> outputs(batch.size());
   for (size_t i = 0; i < batch.size(); ++i) {
     const StepInput& step = batch[i];
-    if (step.output == Output::hidden) outputs[i].values.reset(new float[step.rows * config_.hidden]);
-    if (step.output == Output::logits || step.output == Output::select)
-      outputs[i].values.reset(new float[step.rows * config_.vocab]);
+    if (step.output == Output::hidden) outputs[i].owned.reset(new float[step.rows * config_.hidden]);
+    if (step.output == Output::logits) outputs[i].owned.reset(new float[step.rows * config_.vocab]);
     if (step.output == Output::select) outputs[i].drawn.resize(step.rows);
+    outputs[i].values = outputs[i].owned.get();
   }
+  lend_drawn_rows(batch, outputs);
   return outputs;
+}
+
+void Model::lend_drawn_rows(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs) {
+  size_t rows = 0;
+  for (const StepInput& step : batch)
+    if (step.output == Output::select) rows += step.rows;
+  const size_t bytes = rows * config_.vocab * sizeof(float);
+  if (drawn_rows_.size() < bytes) {
+    drawn_rows_ = AlignedBuffer();  // first, so that both are never held
+    drawn_rows_ = AlignedBuffer(bytes);
+  }
+  float* values = reinterpret_cast<float*>(drawn_rows_.data());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (batch[i].output != Output::select) continue;
+    outputs[i].values = values;
+    values += batch[i].rows * config_.vocab;
+  }
 }
 
 std::vector<StepOutput> Model::forward(const std::vector<StepInput>& batch) {

@@ -27,7 +27,8 @@ struct StepInput {
 };
 
 struct StepOutput {
-  std::unique_ptr<float[]> values;  // logits [rows][vocab] or hidden [rows][hidden]
+  float* values = nullptr;  // logits [rows][vocab] or hidden [rows][hidden]
+  std::unique_ptr<float[]> owned;  // what `values` points to, unless they are the model's own
   std::vector<Drawn> drawn;
 };
 
@@ -46,6 +47,7 @@ class Model {
   void free(int64_t sequence);
   int64_t fork(int64_t sequence, size_t length);
   void truncate(int64_t sequence, size_t length);
+  void park(int64_t sequence);
   size_t length(int64_t sequence);
   std::vector<StepOutput> forward(const std::vector<StepInput>& batch);
 
@@ -63,7 +65,8 @@ class Model {
   void check_process() const;
   std::unique_lock<std::mutex> lock();
   void check(const std::vector<StepInput>& batch) const;
-  std::vector<StepOutput> allocate(const std::vector<StepInput>& batch) const;
+  std::vector<StepOutput> allocate(const std::vector<StepInput>& batch);
+  void lend_drawn_rows(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
 
   Config config_;
   const Kernels& kernels_;
@@ -72,6 +75,8 @@ class Model {
   KvCache cache_;
   bool profiling_ = false;
   Profile profile_;
+  // Logits that never leave: kept, since fresh memory of this size costs a page fault for every 4 KB of every step.
+  AlignedBuffer drawn_rows_;
   std::unique_ptr<Scratch> scratch_;  // once the weights are complete
   std::mutex mutex_;
   int process_;

@@ -170,7 +170,7 @@ std::vector<float> logits_of(Model& model, const std::vector<size_t>& chunks, bo
     if (beside_others) batch.push_back(step(other, {3}, 1));
     batch.push_back(step(s, {ids.begin() + at, ids.begin() + at + chunk}, chunk));
     auto outputs = model.forward(batch);
-    const float* values = outputs.back().values.get();
+    const float* values = outputs.back().values;
     all.insert(all.end(), values, values + chunk * model.config().vocab);
     at += chunk;
   }

@@ -26,8 +26,10 @@ __all__ = [
     "Capacity",
     "Footprint",
     "LoadOptions",
+    "Output",
     "Packer",
     "PackingBackend",
+    "Parks",
     "PartProfile",
     "Profiles",
     "Runner",
@@ -99,7 +101,8 @@ class RunnerInfo:
         page_size: Tokens of one KV page; 1 where the cache is not paged.
         max_step_tokens: Largest number of tokens in one ``forward``, all sequences together.
         max_sequences: Largest number of open sequences.
-        capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile`` (others may come; unknown ones are ignored).
+        capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile``, ``park`` (others may come; unknown ones are
+            ignored).
         details: What ``model.info`` and ``doctor`` show: threads, instruction set, quantization recipe and the like.
     """
 
@@ -268,6 +271,18 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give all memory back."""
+        ...
+
+
+@runtime_checkable
+class Parks(Protocol):
+    """What a Runner with the capability ``park`` has beside the methods of ``Runner``."""
+
+    def park(self, seq: SequenceId) -> None:
+        """Keep a sequence for later forks, outside the count of open ones; nothing may be appended to it again.
+
+        Its tokens still take KV cache, until ``free``.
+        """
         ...
 
 

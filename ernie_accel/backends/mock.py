@@ -108,7 +108,7 @@ class MockRunner(SequenceRunner[Ids]):
     def forward(self, batch: Sequence[Step]) -> list[StepResult]:
         """Append ids and answer for the last rows of each step."""
         self._check_open()
-        all_ids = check_batch(batch, self._info, self.length)
+        all_ids = check_batch(batch, self._info, self._growable_length)
         self._check_tokens(sum(map(len, all_ids)))
         time.sleep(self._options.step_seconds)
         results = []
@@ -208,7 +208,7 @@ def _info(name: str, config: ModelConfig, options: LoadOptions) -> RunnerInfo:
         page_size=1,
         max_step_tokens=MAX_STEP_TOKENS,
         max_sequences=options.max_batch or DEFAULT_SEQUENCES,
-        capabilities=frozenset({"hidden", "invariant"}),
+        capabilities=frozenset({"hidden", "invariant", "park"}),
     )
 
 

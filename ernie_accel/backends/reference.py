@@ -235,7 +235,7 @@ class ReferenceRunner(SequenceRunner[KvCache]):
         weights = self._weights
         if weights is None:
             raise ClosedError("the runner is closed; load the model again")
-        ids = check_batch(batch, self._info, self.length)
+        ids = check_batch(batch, self._info, self._growable_length)
         self._check_tokens(sum(map(len, ids)))
         if not batch:
             return []
@@ -332,7 +332,7 @@ class ReferenceBackend:
             page_size=1,
             max_step_tokens=MAX_STEP_TOKENS,
             max_sequences=sequences,
-            capabilities=frozenset({"hidden"}),
+            capabilities=frozenset({"hidden", "park"}),
         )
         tokens = _kv_tokens(self.estimate(config, options), options.memory_limit, sequences * context)
         weights = WeightReader(checkpoint, options.progress).model(config)

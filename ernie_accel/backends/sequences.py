@@ -46,6 +46,7 @@ class SequenceRunner(ABC, Generic[State]):
         self._info = info
         self._kv_tokens = kv_tokens
         self._states: dict[SequenceId, State] = {}
+        self._parked: set[SequenceId] = set()
         self._last_id = 0
         self._closed = False
 
@@ -66,6 +67,12 @@ class SequenceRunner(ABC, Generic[State]):
         """Forget a sequence."""
         self._state(seq)
         del self._states[seq]
+        self._parked.discard(seq)
+
+    def park(self, seq: SequenceId) -> None:
+        """Keep a sequence for later forks, outside the count of open ones."""
+        self._state(seq)
+        self._parked.add(seq)
 
     def fork(self, seq: SequenceId, length: int) -> SequenceId:
         """Begin a sequence with a copy of the first ``length`` tokens of another."""
@@ -93,6 +100,14 @@ class SequenceRunner(ABC, Generic[State]):
         """Forget all sequences and refuse further calls."""
         self._closed = True
         self._states.clear()
+        self._parked.clear()
+
+    def _growable_length(self, seq: SequenceId) -> int:
+        """Return the tokens of a sequence that may be appended to."""
+        length = self.length(seq)
+        if seq in self._parked:
+            raise ArgumentError(f"sequence {seq} is parked and takes no tokens; fork it")
+        return length
 
     def _check_open(self) -> None:
         if self._closed:
@@ -107,7 +122,7 @@ class SequenceRunner(ABC, Generic[State]):
     def _add(self, state: State) -> SequenceId:
         self._check_open()
         limit = self._info.max_sequences
-        if len(self._states) >= limit:
+        if len(self._states) - len(self._parked) >= limit:
             raise CapacityError(f"{limit} sequences are open, which is the limit (max_batch); free one first")
         self._last_id += 1
         self._states[self._last_id] = state

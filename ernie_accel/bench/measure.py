@@ -1,4 +1,4 @@
-"""Times a loaded model as a user drives it: streams of the public API, several at once for a batch."""
+"""Times a loaded model as a user drives it: calls of the public API, several prompts at once for a batch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from ernie_accel.backends.base import StepProfile
 from ernie_accel.bench.statistics import Summary, ratios, summarize
 from ernie_accel.bench.workload import Workload, prompts
 from ernie_accel.engine.profiling import Profiling
-from ernie_accel.engine.scheduler import TOKENS_PER_STEP
-from ernie_accel.engine.stream import TokenStream
-from ernie_accel.types import SamplingParams
+from ernie_accel.types import Completion, SamplingParams
 
 __all__ = ["Decoding", "Measured", "Timed", "measure", "prefill"]
 
@@ -22,8 +20,12 @@ __all__ = ["Decoding", "Measured", "Timed", "measure", "prefill"]
 class Timed(Protocol):
     """The part of ``ernie_accel.Model`` that is used here."""
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams | None = None) -> TokenStream:
-        """Continue a prompt, token by token."""
+    def generate(self, prompt: list[list[int]], params: SamplingParams | None = None) -> list[Completion]:
+        """Continue several prompts together."""
+        ...
+
+    def clear_cache(self) -> None:
+        """Forget the beginnings that ended requests have left."""
         ...
 
     def profile(self) -> Profiling:
@@ -33,37 +35,36 @@ class Timed(Protocol):
 
 def prefill(model: Timed, prompt: Sequence[int]) -> int:
     """Read a prompt and return the most probable next token."""
-    with model.stream(prompt, _greedy(1)) as stream:
-        return next(stream).token_ids[0]
+    model.clear_cache()  # or the second time would read nothing
+    (done,) = model.generate([list(prompt)], _greedy(1))
+    return done.token_ids[0]
 
 
 class Decoding:
     """Several sequences past their prompts, which go on together, one token each a step.
 
+    Between two calls of ``advance`` nothing is computed: what was read and written stays in the KV cache, and the next
+    call goes on from there.
+
     Args:
-        model: What computes.
+        model: What computes. It keeps the KV cache of ended requests.
         prompts: Token ids, one list a sequence. They are read here.
-        steps: Largest number of tokens that will be asked for.
     """
 
-    def __init__(self, model: Timed, prompts: Sequence[Sequence[int]], steps: int) -> None:
-        total = sum(map(len, prompts))
-        # Those whose prompt was read first write while the others' are read.
-        lead = 2 * -(-total // max(1, TOKENS_PER_STEP - len(prompts))) + len(prompts)
-        self._streams = [model.stream(prompt, _greedy(steps + lead + 1)) for prompt in prompts]
-        for stream in self._streams:
-            next(stream)
+    def __init__(self, model: Timed, prompts: Sequence[Sequence[int]]) -> None:
+        self._model = model
+        self.texts = [list(prompt) for prompt in prompts]
+        model.clear_cache()
+        self.advance(1)
 
     def advance(self, steps: int) -> None:
         """Give every sequence that many tokens."""
-        last = self._streams[-1]
-        for _ in range(steps):
-            next(last)
+        for text, done in zip(self.texts, self._model.generate(self.texts, _greedy(steps)), strict=True):
+            text.extend(done.token_ids)
 
     def close(self) -> None:
         """Give the sequences' memory back."""
-        for stream in self._streams:
-            stream.cancel()
+        self._model.clear_cache()
 
 
 @dataclass
@@ -122,7 +123,7 @@ def measure(
         profile: Whether the backend tells where its time goes.
     """
     made = Measured(workload)
-    with _round(model, workload, vocab_size, rounds) as run:
+    with _round(model, workload, vocab_size) as run:
         run()
         for _ in range(rounds):
             made.rates.append(workload.rate(run()))
@@ -135,13 +136,13 @@ def measure(
 
 
 @contextmanager
-def _round(model: Timed, workload: Workload, vocab_size: int, rounds: int) -> Iterator[Callable[[], float]]:
+def _round(model: Timed, workload: Workload, vocab_size: int) -> Iterator[Callable[[], float]]:
     """Give a function that runs the workload once and returns the seconds."""
     given = prompts(workload, vocab_size)
     if workload.measures == "prefill":
         yield lambda: _seconds(lambda: prefill(model, given[0]))
         return
-    decoding = Decoding(model, given, (rounds + 2) * workload.steps)
+    decoding = Decoding(model, given)
     try:
         yield lambda: _seconds(lambda: decoding.advance(workload.steps))
     finally:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from ernie_accel.backends.base import SequenceId, Step, StepResult
+from ernie_accel.engine.bell import Bell
 
 __all__ = ["Fork", "Job"]
 
@@ -21,24 +24,45 @@ class Job(ABC):
     """Tokens to compute and what to do with the answers.
 
     Whatever is not in the KV cache can be computed again from ``tokens``, so a job that lost its sequence (to make
-    room for others, or to an interrupted step) only has to set ``computed`` back.
+    room for others, or to a step that failed) only has to set ``computed`` back.
+
+    Args:
+        tokens: The ids that are known from the start.
+        priority: Jobs of a higher one are started first, and keep their memory longest.
+        deadline: ``time.monotonic()`` from which on the job is no use to anybody.
 
     Attributes:
         tokens: All ids that are known: the prompt, then what was drawn.
         computed: How many of them the sequence holds.
+        cached: How many of them it began with, computed earlier for another job.
+        arrival: Its number in the order of arrival.
         seq: The sequence, None while the job waits.
         done: Nothing more will be computed.
         error: Why the job failed, None if it didn't.
-        cancelled: Somebody asked for its end; the scheduler carries it out.
+        keys: Of the beginnings of ``tokens``, as far as the prefix cache has looked.
+        arrived: When the caller asked, ``time.perf_counter()``.
+        started: When it was given its first sequence, 0 before.
+        outcome: How it ended, for statistics: stop, length, cancelled, failed.
+        passed_over: Tokens of other prompts that were computed while this one waited for its turn.
+        ended: Rung when the job is done.
     """
 
-    def __init__(self, tokens: list[int]) -> None:
+    def __init__(self, tokens: list[int], *, priority: int = 0, deadline: float = math.inf) -> None:
         self.tokens = tokens
+        self.priority = priority
+        self.deadline = deadline
         self.computed = 0
+        self.cached = 0
+        self.arrival = 0
         self.seq: SequenceId | None = None
         self.done = False
         self.error: BaseException | None = None
-        self.cancelled = False
+        self.keys: list[int] = []
+        self.arrived = time.perf_counter()
+        self.started = 0.0
+        self.outcome = "stop"
+        self.passed_over = 0
+        self.ended = Bell()
 
     @property
     def pending(self) -> int:
@@ -60,13 +84,22 @@ class Job(ABC):
         """A beginning that is computed already and can be forked, None if there is none."""
         return None
 
+    @property
+    def shareable(self) -> int:
+        """How many of the first tokens may come from an earlier computation: 0 where their answers are needed."""
+        return 0
+
+    def drafts(self, most: int) -> int:
+        """Guess up to ``most`` tokens that follow, to be checked by the next step; return how many there are."""
+        return 0
+
     @abstractmethod
     def step(self, count: int) -> Step:
-        """Return the step that appends the next ``count`` tokens."""
+        """Return the step that appends the next ``count`` tokens, and drafts if there are any."""
 
     @abstractmethod
     def accept(self, count: int, result: StepResult) -> None:
-        """Take the answer to ``step(count)``."""
+        """Take the answer to ``step(count)``, and count in ``computed`` what the sequence should hold from now on."""
 
     @abstractmethod
     def cancel(self) -> None:
@@ -74,5 +107,12 @@ class Job(ABC):
 
     def fail(self, error: BaseException) -> None:
         """End with an error."""
-        self.error = error
+        if not self.done:
+            self.error = error
+            self.outcome = "failed"
+            self.finish()
+
+    def finish(self) -> None:
+        """End, and wake whoever waits for it."""
         self.done = True
+        self.ended.ring()

@@ -1,55 +1,71 @@
-"""Our own engine: whole requests on one Runner, driven by the threads that wait for results.
-
-There is no background thread. Whoever waits takes a turn, advances everything that is under way by one step, and hands
-the turn to the next; so calls from several threads join one batch, and Ctrl-C reaches the caller between two steps.
-"""
+"""Our own engine: whole requests on one Runner, batched by a thread that steps while there is anything to do."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from ernie_accel.backends.base import Profiles, Runner, RunnerInfo, StepProfile
+from ernie_accel.engine.handle import LocalHandle
 from ernie_accel.engine.job import Job
-from ernie_accel.engine.reader import LogitsReader, Reader, ScoreReader
+from ernie_accel.engine.metrics import Metrics, Recorder
+from ernie_accel.engine.options import EngineOptions
+from ernie_accel.engine.reader import EmbedReader, LogitsReader, Reader, ScoreReader
 from ernie_accel.engine.request import Request
-from ernie_accel.engine.scheduler import Scheduler
+from ernie_accel.engine.scheduler import Scheduler, closed
 from ernie_accel.engine.stop import Decoder
-from ernie_accel.engine.turn import Turn
+from ernie_accel.engine.worker import Worker
 from ernie_accel.engine.writer import Limits, Writer
-from ernie_accel.errors import ClosedError, ContextLengthError, UnsupportedError
-from ernie_accel.types import Chunk, Completion, Score
+from ernie_accel.errors import ContextLengthError, QueueFullError, UnsupportedError
+from ernie_accel.types import Score
 
-__all__ = ["LocalEngine", "LocalHandle"]
+__all__ = ["LocalEngine"]
 
 
 class LocalEngine:
     """The ``Engine`` over a Runner, which it owns from here on.
 
+    Its methods may be called from any thread; what they start is computed by one thread of its own, which ends with
+    ``close`` or with the last reference to the engine.
+
     Args:
         runner: What computes.
         decoder: Makes the incremental detokeniser of one request; None gives results without text.
         vocab_limit: Ids from here on are padding rows of the vocabulary and never drawn; 0 means there are none.
+        options: How requests are batched.
     """
 
     def __init__(
-        self, runner: Runner, *, decoder: Callable[[], Decoder] | None = None, vocab_limit: int = 0
+        self,
+        runner: Runner,
+        *,
+        decoder: Callable[[], Decoder] | None = None,
+        vocab_limit: int = 0,
+        options: EngineOptions | None = None,
     ) -> None:
         self._runner = runner
         self._info = runner.info
         self._decoder = decoder
+        self._options = options or EngineOptions()
         self._limits = Limits(
             max_context=runner.info.max_context,
             vocab_limit=min(vocab_limit, runner.info.vocab_size),
             selects="select" in runner.info.capabilities,
         )
-        self._scheduler = Scheduler(runner)
-        self._turn = Turn()
+        self._recorder = Recorder()
+        self._scheduler = Scheduler(runner, self._options, self._recorder)
+        self._worker = Worker(self._scheduler, f"ernie_accel {runner.info.backend}")
+        self._cancel = partial(_cancel, self._worker, self._scheduler)
+        self._entering = threading.Lock()
         self._closed = False
+        weakref.finalize(
+            self, self._worker.stop
+        ).atexit = False  # the thread has a finalizer of its own for that
 
     @property
     def info(self) -> RunnerInfo:
@@ -61,32 +77,60 @@ class LocalEngine:
         """The Runner's capabilities."""
         return self._info.capabilities
 
-    def submit(self, request: Request) -> LocalHandle:
-        """Queue a request; it advances while anybody waits for anything."""
-        self._check(request.token_ids)
+    def submit(self, request: Request, *, block: bool = True) -> LocalHandle:
+        """Queue a request; where the queue is full, wait for room or, without ``block``, raise QueueFullError."""
+        return self.submit_all([request], block=block)[0]
+
+    def submit_all(self, requests: Sequence[Request], *, block: bool = True) -> list[LocalHandle]:
+        """Queue requests that begin together, as far as the queue has room for them at a time."""
+        handles = [self._handle(request) for request in requests]
+        try:
+            self._queue([writer for handle in handles for writer in handle.writers if not writer.done], block)
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
+
+    def _handle(self, request: Request) -> LocalHandle:
+        self.check(request.token_ids)
         writers = [
-            Writer(request, self._limits, self._decoder() if self._decoder else None, index)
+            Writer(request, self._limits, self._decoder() if self._decoder else None, self._recorder, index)
             for index in range(request.params.n)
         ]
         for writer in writers[1:]:
             writer.follow(writers[0])
-        handle = LocalHandle(self, writers)  # first: an interrupt that drops it takes the request back
-        self._scheduler.add(writer for writer in writers if not writer.done)
-        return handle
+        return LocalHandle(writers, self._cancel, self._check_process)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return raw logits, float32 [T, vocab_size]."""
-        self._check(token_ids)
+        self.check(token_ids)
         reader = LogitsReader(token_ids, self._info.vocab_size)
-        self._read(reader)
+        self._read([reader])
         return reader.logits
 
-    def score(self, token_ids: Sequence[int]) -> Score:
-        """Return the log-probability of each id given those before it."""
-        self._check(token_ids)
-        reader = ScoreReader(token_ids)
-        self._read(reader)
-        return reader.score
+    def score(self, texts: Sequence[Sequence[int]]) -> list[Score]:
+        """Return for each text the log-probability of each id given those before it."""
+        for text in texts:
+            self.check(text)
+        readers = [ScoreReader(text) for text in texts]
+        self._read(readers)
+        return [reader.score for reader in readers]
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """Return float32 [n, hidden_size]: the mean hidden state of each text, of length 1."""
+        if "hidden" not in self.capabilities:
+            raise UnsupportedError(
+                f"backend {self._info.backend!r} gives no hidden states; backends 'native' and 'reference' do"
+            )
+        for text in texts:
+            self.check(text)
+        readers = [EmbedReader(text, self._info.hidden_size) for text in texts]
+        self._read(readers)
+        vectors = np.empty((len(texts), self._info.hidden_size), np.float32)
+        for vector, reader in zip(vectors, readers, strict=True):
+            vector[:] = reader.embedding
+        return vectors
 
     def profile(self, on: bool) -> StepProfile:
         """Begin or end counting where the time of steps goes, and return what was counted since the last call.
@@ -99,64 +143,57 @@ class LocalEngine:
             raise UnsupportedError(
                 f"backend {self._info.backend!r} does not tell where its time goes; use 'native'"
             )
-        counted: list[StepProfile] = []
+        self._check_open()
+        return self._worker.call(lambda: runner.profile(on))
 
-        def switch() -> None:
-            self._check_open()
-            counted.append(runner.profile(on))
+    def metrics(self) -> Metrics:
+        """Return what was counted since the model was loaded, and the state between two steps."""
+        self._check_open()
+        return self._worker.call(lambda: self._recorder.snapshot(self._scheduler.gauges()))
 
-        self._turn.run(switch)
-        return counted[0]
+    def clear_cache(self) -> None:
+        """Free the KV cache that ended requests have left for later ones."""
+        self._check_open()
+        self._worker.call(self._scheduler.clear_cache)
 
     def close(self) -> None:
         """Close the Runner between two steps; whoever waits for something gets ClosedError."""
-        self._turn.run(self._close)
+        self._closed = True
+        self._worker.close()
 
-    def drive(self, jobs: Sequence[Job], ready: Callable[[], bool]) -> None:
-        """Take turns until ``ready``; whatever interrupts the waiting cancels the jobs that were waited for.
+    def _queue(self, jobs: Sequence[Job], block: bool) -> None:
+        """Hand jobs to the scheduler, all at once where the queue has room for them."""
+        scheduler, most, at = self._scheduler, self._options.queue_size, 0
+        while at < len(jobs):
+            with self._entering:
+                room = most - len(scheduler.queued)
+                entering = jobs[at : at + max(0, room)]
+                scheduler.queued.update(dict.fromkeys(entering))
+            if entering:
+                self._worker.send(partial(scheduler.add, entering))
+                at += len(entering)
+            elif block:
+                scheduler.room.wait(lambda: self._closed or len(scheduler.queued) < most)
+                self._check_open()
+            else:
+                raise QueueFullError(
+                    f"{len(scheduler.queued)} requests wait already, and queue_size is {most}: try again later, or "
+                    "load the model with EngineOptions(queue_size=...)"
+                )
 
-        Raises:
-            ErnieAccelError: A job failed; ClosedError if the engine was closed.
-        """
-
-        def advance() -> None:
-            self._check_open()
-            if not ready():
-                self._scheduler.step()
-
+    def _read(self, readers: Sequence[Reader]) -> None:
+        self._worker.send(partial(self._scheduler.add, readers))
         try:
-            while not ready():
-                self._turn.run(advance)
-            self._carry_out_cancels()
+            for reader in readers:
+                reader.ended.wait(lambda r=reader: r.done)  # type: ignore[misc]
+                if reader.error is not None:
+                    raise reader.error
         except BaseException:
-            self.cancel(jobs)
+            self._cancel(readers)
             raise
 
-    def cancel(self, jobs: Iterable[Job]) -> None:
-        """End jobs, at once or, while somebody has the turn, with the step that is under way."""
-        self._scheduler.cancel(jobs)
-        self._carry_out_cancels()
-
-    def _carry_out_cancels(self) -> None:
-        """Carry cancels out, unless somebody has the turn: who has it looks again afterwards."""
-        while self._scheduler.has_cancels and not self._closed and self._turn.run_if_free(self._reap):
-            pass
-
-    def _close(self) -> None:
-        self._closed = True
-        self._runner.close()
-
-    def _reap(self) -> None:
-        if not self._closed:
-            self._scheduler.reap()
-
-    def _read(self, reader: Reader) -> None:
-        self._scheduler.add([reader])
-        self.drive([reader], lambda: reader.done)
-        if reader.error is not None:
-            raise reader.error
-
-    def _check(self, token_ids: Sequence[int]) -> None:
+    def check(self, token_ids: Sequence[int]) -> None:
+        """Raise ContextLengthError if a prompt is longer than the context, ClosedError if the engine was closed."""
         self._check_open()
         if len(token_ids) > self._limits.max_context:
             raise ContextLengthError(
@@ -164,48 +201,16 @@ class LocalEngine:
                 "or load the model with a larger max_context if it was trained for one"
             )
 
+    def _check_process(self) -> None:
+        """Of the engine and not of its worker, so that a handle keeps the engine alive."""
+        self._worker.check_process()
+
     def _check_open(self) -> None:
+        self._check_process()
         if self._closed:
-            raise _closed()
+            raise closed()
 
 
-class LocalHandle:
-    """One request of a LocalEngine. Dropping it cancels the request and frees its memory."""
-
-    def __init__(self, engine: LocalEngine, writers: Sequence[Writer]) -> None:
-        self._engine = engine
-        self._writers = writers
-        weakref.finalize(self, engine.cancel, writers).atexit = False
-
-    def __next__(self) -> Chunk:
-        """Return the next piece of the first alternative."""
-        writer = self._writers[0]
-        while True:
-            self._engine.drive(self._writers, lambda: bool(writer.chunks) or writer.done)
-            self._raise()
-            try:
-                return writer.chunks.popleft()
-            except IndexError:  # the end; or another thread that reads the same stream was faster
-                if writer.done:
-                    raise StopIteration from None
-
-    def result(self) -> Completion:
-        """Wait for the end of all alternatives."""
-        self._engine.drive(self._writers, lambda: all(writer.done for writer in self._writers))
-        self._raise()
-        first, *others = (writer.completion() for writer in self._writers)
-        return replace(first, alternatives=tuple(others))
-
-    def cancel(self) -> None:
-        """End the request within one step."""
-        self._engine.cancel(self._writers)
-
-    def _raise(self) -> None:
-        for writer in self._writers:
-            if writer.error is not None:
-                self.cancel()
-                raise writer.error
-
-
-def _closed() -> ClosedError:
-    return ClosedError("the model was closed; load it again to go on")
+def _cancel(worker: Worker, scheduler: Scheduler, jobs: Sequence[Job]) -> None:
+    """End jobs within one step; from any thread, finalizers included. Knows no engine, so that one can end."""
+    worker.send(partial(scheduler.cancel, jobs))

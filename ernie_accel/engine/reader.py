@@ -1,4 +1,4 @@
-"""Reads a given text: the model's logits at every position."""
+"""Reads a given text: the model's logits, or hidden states, at every position."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.backends.base import Step, StepResult
+from ernie_accel.backends.base import Output, Step, StepResult
 from ernie_accel.engine.job import Job
-from ernie_accel.errors import CapacityError
+from ernie_accel.errors import BackendError, CapacityError
 from ernie_accel.types import Score
 
-__all__ = ["LogitsReader", "Reader", "ScoreReader"]
+__all__ = ["EmbedReader", "LogitsReader", "Reader", "ScoreReader"]
 
 Rows = npt.NDArray[np.float32]
 
@@ -22,7 +22,9 @@ ROWS_PER_STEP = 128
 
 
 class Reader(Job):
-    """Feeds a text and hands the rows of logits on, each once, even where steps had to be repeated."""
+    """Feeds a text and hands the rows of the answers on, each once, even where steps had to be repeated."""
+
+    output: Output = "logits"
 
     def __init__(self, token_ids: Sequence[int]) -> None:
         super().__init__(list(token_ids))
@@ -36,23 +38,27 @@ class Reader(Job):
     def step(self, count: int) -> Step:
         """Ask for the rows that were not delivered yet."""
         ids = self.tokens[self.computed : self.computed + count]
-        return Step(self._seq(), ids, rows=max(0, self.computed + count - self._delivered))
+        rows = max(0, self.computed + count - self._delivered)
+        return Step(self._seq(), ids, rows=rows, output=self.output)
 
     def accept(self, count: int, result: StepResult) -> None:
         """Hand the rows on."""
-        if result.logits is not None and len(result.logits):
-            self.take(self._delivered, result.logits)
-            self._delivered += len(result.logits)
+        rows = result.logits if self.output == "logits" else result.hidden
+        if rows is not None and len(rows):
+            self.take(self._delivered, rows)
+            self._delivered += len(rows)
         self.computed += count
-        self.done = self.computed == len(self.tokens)
+        if self.computed == len(self.tokens):
+            self.finish()
 
     def cancel(self) -> None:
         """End; half a text has no result."""
-        self.done = True
+        self.outcome = "cancelled"
+        self.finish()
 
     @abstractmethod
     def take(self, first: int, rows: Rows) -> None:
-        """Take the logits of positions ``first`` and following, float32 [rows, vocab_size]."""
+        """Take the answers at positions ``first`` and following, float32 [rows, vocab_size or hidden_size]."""
 
     def _seq(self) -> int:
         assert self.seq is not None, "the scheduler opens a sequence before it asks for a step"
@@ -95,6 +101,32 @@ class ScoreReader(Reader):
         """The result, once the job is done."""
         logprobs = (None, *(float(value) for value in self._logprobs[1:]))
         return Score(token_ids=tuple(self.tokens), logprobs=logprobs)
+
+
+class EmbedReader(Reader):
+    """Keeps the sum of the hidden states, in the order of positions, so that chunks do not matter."""
+
+    output: Output = "hidden"
+
+    def __init__(self, token_ids: Sequence[int], hidden_size: int) -> None:
+        super().__init__(token_ids)
+        self._sum = np.zeros(hidden_size, np.float64)
+
+    def take(self, first: int, rows: Rows) -> None:
+        """Add the rows one by one."""
+        for row in rows:
+            self._sum += row
+
+    @property
+    def embedding(self) -> npt.NDArray[np.float64]:
+        """Mean hidden state divided by its Euclidean length, once the job is done."""
+        mean = self._sum / len(self.tokens)
+        length = float(np.linalg.norm(mean))
+        if not 0 < length < np.inf:
+            raise BackendError(
+                f"the mean hidden state has length {length}: the model's weights are out of range"
+            )
+        return mean / length
 
 
 def _logprob(row: Rows, token_id: int) -> float:

@@ -2,168 +2,338 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
+import time
+from bisect import insort
 from collections.abc import Iterable
 
-from ernie_accel.backends.base import Runner, StepResult
+from ernie_accel.backends.base import Runner, Step, StepResult
+from ernie_accel.engine.bell import Bell
+from ernie_accel.engine.budget import TOKENS_PER_STEP, Budget
 from ernie_accel.engine.job import Job
-from ernie_accel.errors import CapacityError
+from ernie_accel.engine.metrics import Recorder
+from ernie_accel.engine.options import EngineOptions
+from ernie_accel.engine.prefix import PrefixCache
+from ernie_accel.errors import BackendError, CapacityError, ClosedError, DeadlineError, ErnieAccelError
 
-__all__ = ["TOKENS_PER_STEP", "Scheduler"]
-
-TOKENS_PER_STEP = 512
-"""Enough for full speed on a prompt, few enough that a cancel, which waits for the step, takes effect soon."""
+__all__ = ["Scheduler"]
 
 Batch = list[tuple[Job, int]]
 
+LOOKAHEAD = 64
+"""Waiting jobs that admission looks at in one step, where those in front wait for somebody's prompt."""
+
 
 class Scheduler:
-    """Runs jobs in one ragged batch. First come, first served; the youngest gives way when memory runs out."""
+    """Runs jobs in one ragged batch, higher priorities first, then in the order in which they came.
 
-    def __init__(self, runner: Runner) -> None:
+    When memory runs out, kept prefixes go first, then the youngest job of the lowest priority, to be computed again.
+    One thread calls its methods.
+    """
+
+    def __init__(self, runner: Runner, options: EngineOptions, recorder: Recorder) -> None:
         self._runner = runner
-        self._budget = min(runner.info.max_step_tokens, TOKENS_PER_STEP)
-        self._inbox: deque[Job] = deque()
-        self._waiting: deque[Job] = deque()
+        self._info = runner.info
+        self._budget = Budget(
+            min(self._info.max_step_tokens, options.step_tokens or TOKENS_PER_STEP), options.latency_target
+        )
+        self._recorder = recorder
+        self._waiting: list[_Place] = []
         self._running: list[Job] = []
-        self._cancels = False
-
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Queue jobs. Any thread may call this, at any time."""
-        self._inbox.extend(jobs)
-
-    def cancel(self, jobs: Iterable[Job]) -> None:
-        """Ask for the end of jobs, which comes with the next ``reap`` or ``step``. Any thread, any time."""
-        for job in jobs:
-            job.cancelled = True
-        self._cancels = True
+        self._arrivals = 0
+        self._timed = 0  # jobs with a deadline
+        self._closed = False
+        self.prefixes = PrefixCache(runner, options.prefix_cache)
+        self.queued: dict[Job, None] = {}
+        """Jobs that wait for their start, those included that were not added yet; others may put jobs in."""
+        self.room = Bell()
+        """Rung when there are fewer."""
 
     @property
-    def has_cancels(self) -> bool:
-        """Whether a cancel was asked for and not carried out yet."""
-        return self._cancels
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self._running or self._waiting)
+
+    def gauges(self) -> dict[str, int]:
+        """Return the state between two steps."""
+        capacity = self._runner.capacity()
+        return {
+            "waiting": len(self._waiting),
+            "running": len(self._running),
+            "kv_free_tokens": capacity.free_tokens,
+            "kv_used_tokens": capacity.used_tokens,
+            "kv_kept_tokens": self.prefixes.kept_tokens,
+            "kept_sequences": self.prefixes.kept_sequences,
+        }
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Queue jobs."""
+        for job in jobs:
+            if self._closed:
+                self.queued.pop(job, None)
+                job.fail(closed())
+            elif not job.done:
+                self._arrivals += 1
+                job.arrival = self._arrivals
+                self._timed += job.deadline < math.inf
+                insort(self._waiting, _Place(job))
+
+    def cancel(self, jobs: Iterable[Job]) -> None:
+        """End jobs, with what they have."""
+        for job in jobs:
+            if not job.done:
+                job.cancel()
+            self._leave_queue(job)
+        try:
+            self._take_out()
+        except Exception as error:
+            self._fail_all(error)
 
     def step(self) -> None:
-        """Advance everything that fits by one step.
-
-        An exception that is no ``Exception`` (Ctrl-C) leaves every job as it was before or after the step.
-        """
-        self.reap()
+        """Advance everything that fits by one step. Errors end the jobs that they belong to."""
         try:
+            self._end_early()
             self._admit()
             self._advance(self._assemble())
-        except BaseException:
-            self._resync()
-            raise
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            self._fail_all(error)
 
-    def reap(self) -> None:
-        """Carry out cancels and take finished jobs out."""
-        while self._inbox:
-            self._waiting.append(self._inbox.popleft())
-        if self._cancels:
-            self._cancels = False  # first, so that one which comes now is seen next time
-            self._cancel_marked()
+    def close(self) -> None:
+        """End every job with ClosedError and close the Runner."""
+        self._closed = True
+        try:
+            self._runner.close()
+        finally:
+            self.prefixes.forget()
+            for job in self._all():
+                job.seq = None
+                job.fail(closed())
+            self._running.clear()
+            self._waiting.clear()
+            self.queued.clear()
+            self.room.ring()
+
+    def clear_cache(self) -> None:
+        """Free what is kept of ended requests."""
+        self.prefixes.clear()
+
+    def _end_early(self) -> None:
+        """End jobs whose deadline has come."""
+        if not self._timed:
+            return
+        now = time.monotonic()
+        late = [job for job in self._all() if job.deadline <= now]
+        for job in late:
+            job.fail(DeadlineError("the request took longer than its timeout and was ended"))
+        if late:
+            self._take_out()
+
+    def _all(self) -> list[Job]:
+        return [*self._running, *(place.job for place in self._waiting)]
+
+    def _take_out(self) -> None:
+        """Release jobs that are done."""
         for job in [job for job in self._running if job.done]:
             self._release(job)
+        for place in [place for place in self._waiting if place.job.done]:
+            self._waiting.remove(place)
+            self._leave_queue(place.job)
+            self._end(place.job)
 
-    def _cancel_marked(self) -> None:
-        for job in [*self._running, *self._waiting]:
-            if job.cancelled and not job.done:
-                job.cancel()
-        self._waiting = deque(job for job in self._waiting if not job.done)
+    def _leave_queue(self, job: Job) -> None:
+        if job in self.queued:
+            del self.queued[job]
+            self.room.ring()
+
+    def _end(self, job: Job) -> None:
+        self._timed -= job.deadline < math.inf
+        self._recorder.ended(job)
 
     def _admit(self) -> None:
         """Start waiting jobs, in order, while sequences and memory last. One that runs alone is always let in."""
+        if not self._waiting:
+            return
         free = self._runner.capacity().free_tokens - sum(job.pending for job in self._running)
-        for job in list(self._waiting):
-            if len(self._running) >= self._runner.info.max_sequences:
-                return
+        started = set()
+        for place in self._waiting[:LOOKAHEAD]:
+            if len(self._running) >= self._info.max_sequences:
+                break
+            job = place.job
             if job.held_up:
                 continue
-            fork = job.shared
-            need = len(job.tokens) - (fork.length if fork else 0) + self._runner.info.page_size
-            if (self._running and need > free) or not self._start(job):
-                return
+            need = self._start(job, free)
+            if need is None:
+                continue
+            if need < 0:
+                break
             free -= need
+            started.add(place)
+        if started:
+            self._waiting = [place for place in self._waiting if place not in started]
 
-    def _start(self, job: Job) -> bool:
-        """Give a job its sequence; False if it has to wait after all, for instance since a fork is a copy here."""
-        fork = job.shared
+    def _start(self, job: Job, free: int) -> int | None:
+        """Give a job its sequence; return the tokens it needs, -1 if nobody can start now, None if it alone waits."""
+        fork, wait = (job.shared, False) if job.shared else self.prefixes.find(job)
+        if wait:
+            return None
+        need = len(job.tokens) - (fork.length if fork else 0) + self._info.page_size
+        while self._running and need > free:
+            before = self._runner.capacity().free_tokens
+            if (fork and self.prefixes.is_next(fork.seq)) or not self.prefixes.evict():
+                return -1
+            free += self._runner.capacity().free_tokens - before
         try:
             job.seq = self._runner.fork(*fork) if fork else self._runner.open()
-        except CapacityError as error:
-            if not self._running:
-                job.fail(error)
-                self._waiting.remove(job)
-            return False
-        job.computed = fork.length if fork else 0
+        except CapacityError as error:  # for instance since a fork is a copy here
+            if self._running or self.prefixes.evict():
+                return -1
+            job.fail(error)
+            return None
+        job.computed = job.cached = fork.length if fork else 0
         self._running.append(job)
-        self._waiting.remove(job)
-        return True
+        self.prefixes.enter(job)
+        self._leave_queue(job)
+        self._recorder.started(job)
+        return need
 
     def _assemble(self) -> Batch:
         """Take the next token of everyone who is past the prompt, then chunks of prompts, up to the budget."""
-        left = self._budget
-        counts: dict[Job, int] = {}
-        for job in sorted(self._running, key=lambda job: job.pending > 1):
-            counts[job] = min(job.next_count, left)
-            left -= counts[job]
-        return [(job, counts[job]) for job in self._running if counts[job]]
+        decoding = [job for job in self._running if job.pending == 1]
+        left = self._budget.tokens(len(decoding))
+        batch = []
+        for job in decoding[:left]:
+            batch.append((job, 1))
+        left -= len(batch)
+        if len(decoding) < len(self._running):
+            batch += self._chunks(left)
+        elif left > 0:
+            self._draft(batch, left)
+        return batch
+
+    def _chunks(self, left: int) -> Batch:
+        """Share tokens out to prompts: the one with least to do first, but what others got counts as done.
+
+        So a short prompt does not wait for a long one, and a long one does not wait for ever.
+        """
+        prompts = [job for job in self._running if job.pending > 1]
+        prompts.sort(key=lambda job: (-job.priority, job.pending - job.passed_over))
+        chunks = []
+        given = 0
+        for job in prompts:
+            count = min(job.next_count, left - given)
+            if count > 0:
+                chunks.append((job, count))
+                given += count
+            else:
+                job.passed_over += given
+        return chunks
+
+    def _draft(self, batch: Batch, left: int) -> None:
+        """Let jobs guess what follows, where the step has room."""
+        for job, _ in batch:
+            left -= job.drafts(left)
 
     def _advance(self, batch: Batch) -> None:
         while batch:
+            began = time.perf_counter()
             try:
-                results = self._runner.forward([job.step(count) for job, count in batch])
+                steps = [job.step(count) for job, count in batch]
+                results = self._runner.forward(steps)
             except CapacityError as error:
+                if self.prefixes.evict():
+                    continue
                 victim = self._make_room(error)
                 batch = [entry for entry in batch if entry[0] is not victim]
             except Exception as error:
                 self._isolate(batch, error)
                 return
             else:
-                self._accept(batch, results)
+                seconds = time.perf_counter() - began
+                tokens = sum(len(step.token_ids) for step in steps)
+                self._budget.note(tokens, seconds)
+                self._recorder.stepped(len(steps), tokens, seconds)
+                self._accept(batch, steps, results)
                 return
 
-    def _accept(self, batch: Batch, results: list[StepResult]) -> None:
-        for (job, count), result in zip(batch, results, strict=True):
+    def _accept(self, batch: Batch, steps: list[Step], results: list[StepResult]) -> None:
+        over = False
+        for (job, count), step, result in zip(batch, steps, results, strict=True):
+            held = job.computed + len(step.token_ids)
             try:
                 job.accept(count, result)
             except Exception as error:  # for example logits that are NaN: the others are sound
                 job.fail(error)
-        self.reap()
+            if job.computed != held:  # drafts were wrong, or the answer could not be taken
+                self._runner.truncate(step.seq, job.computed)
+            over = over or job.done
+        if over:
+            self._take_out()
 
     def _isolate(self, batch: Batch, error: Exception) -> None:
         """Find out whose step it is that fails: the others go on."""
         self._resync()
         if len(batch) == 1:
             batch[0][0].fail(error)
-            self.reap()
+            self._take_out()
             return
         for entry in batch:
             if entry[0].seq is not None:  # it may have made room for an earlier one
                 self._advance([entry])
 
     def _make_room(self, error: CapacityError) -> Job:
-        """Send the youngest back to the queue, to be computed again later; fail it if it is the only one."""
-        victim = self._running[-1]
+        """Send the youngest of the lowest priority back to wait; fail it if it is the only one."""
+        victim = min(reversed(self._running), key=lambda job: job.priority)
         if len(self._running) == 1:
             victim.fail(_alone(error, len(victim.tokens)))
         self._release(victim)
         if not victim.done:
-            self._waiting.appendleft(victim)
+            self._recorder.preempted()
+            insort(self._waiting, _Place(victim))
         return victim
 
     def _release(self, job: Job) -> None:
         self._running.remove(job)
-        seq, job.seq, job.computed = job.seq, None, 0
-        if seq is not None:
+        seq, job.seq = job.seq, None
+        if seq is not None and not self.prefixes.leave(job, seq):
             self._runner.free(seq)
+        job.computed = 0
+        if job.done:
+            self._end(job)
 
     def _resync(self) -> None:
-        """After an interrupted step: make every sequence hold what its job believes it holds."""
+        """After a step that failed: make every sequence hold what its job believes it holds."""
         for job in self._running:
             if job.seq is not None and self._runner.length(job.seq) != job.computed:
                 self._runner.truncate(job.seq, job.computed)
+
+    def _fail_all(self, error: BaseException) -> None:
+        failure = error
+        if isinstance(error, Exception) and not isinstance(error, ErnieAccelError):
+            failure = BackendError(f"a step failed: {error!r}")
+            failure.__cause__ = error
+        for job in self._all():
+            job.fail(failure)
+        try:
+            self._take_out()
+        except Exception:  # the Runner is beyond repair: forget what it holds
+            self._running.clear()
+            self.prefixes.forget()
+
+
+class _Place:
+    """A job in the line: higher priority first, then who came first."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._rank = (-job.priority, job.arrival)
+
+    def __lt__(self, other: _Place) -> bool:
+        return self._rank < other._rank
+
+
+def closed() -> ClosedError:
+    """Return what calls of a closed model raise."""
+    return ClosedError("the model was closed; load it again to go on")
 
 
 def _alone(error: CapacityError, tokens: int) -> CapacityError:

@@ -1,13 +1,15 @@
-"""The stream that a caller iterates."""
+"""The streams that a caller iterates."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 from ernie_accel.engine.request import Handle
 from ernie_accel.types import Chunk, Completion
 
-__all__ = ["TokenStream"]
+__all__ = ["AsyncTokenStream", "TokenStream", "completed"]
 
 
 class TokenStream:
@@ -53,6 +55,94 @@ class TokenStream:
         """
         self._handle.cancel()
 
-    def result(self) -> Completion:
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait for the end, whatever has been iterated so far, and return the whole.
+
+        Raises:
+            DeadlineError: ``timeout`` seconds went by; the generation goes on.
+        """
+        return self._handle.result(timeout)
+
+
+class AsyncTokenStream:
+    """``TokenStream`` for asyncio. Cancelling the task that waits for it, or dropping it, ends the generation::
+
+        async with model.astream("Once upon a time") as stream:
+            async for chunk in stream:
+                print(chunk, end="", flush=True)
+
+    Args:
+        begin: Gives the handle; awaited before the first piece, since the queue may be full until then.
+    """
+
+    def __init__(self, begin: Callable[[], Awaitable[Handle]]) -> None:
+        self._begin = begin
+        self._handle: Handle | None = None
+        self._cancelled = False
+
+    def __aiter__(self) -> AsyncTokenStream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        handle = await self._started()
+        while True:
+            chunk = handle.take()
+            if chunk is not None:
+                return chunk
+            if handle.exhausted:
+                raise StopAsyncIteration
+            await _news(handle, done=False)
+
+    async def __aenter__(self) -> AsyncTokenStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End the generation within one step. Harmless after the end."""
+        self._cancelled = True
+        if self._handle is not None:
+            self._handle.cancel()
+
+    async def aclose(self) -> None:
+        """``cancel``, under the name that asynchronous generators have."""
+        self.cancel()
+
+    async def result(self) -> Completion:
         """Wait for the end, whatever has been iterated so far, and return the whole."""
-        return self._handle.result()
+        return await completed(await self._started())
+
+    async def _started(self) -> Handle:
+        if self._handle is None:
+            self._handle = await self._begin()
+            if self._cancelled:
+                self._handle.cancel()
+        return self._handle
+
+
+async def completed(handle: Handle) -> Completion:
+    """Wait for the end of a request; cancelling the task cancels it."""
+    while not handle.done:
+        await _news(handle, done=True)
+    return handle.result()
+
+
+async def _news(handle: Handle, *, done: bool) -> None:
+    loop = asyncio.get_running_loop()
+    news = asyncio.Event()
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(news.set)
+        except RuntimeError:  # the loop was closed without waiting for its tasks
+            handle.cancel()
+
+    handle.notify(wake, done=done)
+    try:
+        await news.wait()
+    except asyncio.CancelledError:
+        handle.cancel()
+        raise

@@ -1,27 +1,21 @@
-"""Writes one completion: draws tokens, watches for the end, turns tokens into text."""
+"""Writes one completion: draws tokens and watches for the end."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 
 from ernie_accel.backends.base import Select, Step, StepResult
+from ernie_accel.engine.bell import Bell
 from ernie_accel.engine.history import History
 from ernie_accel.engine.job import Fork, Job
+from ernie_accel.engine.metrics import Recorder
+from ernie_accel.engine.output import Output
 from ernie_accel.engine.request import Request, alternative_seed
 from ernie_accel.engine.sampling import select_rows
-from ernie_accel.engine.stop import Decoder, TextTail
+from ernie_accel.engine.stop import Decoder
 from ernie_accel.system import peak_memory
-from ernie_accel.types import (
-    Chunk,
-    Completion,
-    FinishReason,
-    SamplingParams,
-    Timings,
-    TokenLogprob,
-    Usage,
-)
+from ernie_accel.types import Completion, FinishReason, SamplingParams, Timings, TokenLogprob, Usage
 
 __all__ = ["Limits", "Writer"]
 
@@ -48,28 +42,31 @@ class Writer(Job):
     """One alternative of one request.
 
     Attributes:
-        chunks: Pieces that nobody has taken yet.
+        output: What it has written.
+        progress: Rung when there is more of that, and at the end.
         followers: Other alternatives of the same prompt, which wait for this one to compute it and then share it.
     """
 
-    def __init__(self, request: Request, limits: Limits, decoder: Decoder | None, index: int = 0) -> None:
-        super().__init__(list(request.token_ids))
-        self.chunks: deque[Chunk] = deque()
+    def __init__(
+        self, request: Request, limits: Limits, decoder: Decoder | None, recorder: Recorder, index: int = 0
+    ) -> None:
+        super().__init__(list(request.token_ids), priority=request.priority, deadline=request.deadline)
+        self.arrived = request.arrival
+        self.output = Output(decoder, request.params.stop)
+        self.progress = Bell()
         self.followers: list[Writer] = []
         self._leader: Writer | None = None
         self._request = request
-        self._limits = limits
+        self._recorder = recorder
+        self._selects = limits.selects
         self._prompt = len(self.tokens)
         self._largest = min(self._prompt + request.params.max_tokens, limits.max_context)
         self._select = _select(request, limits, alternative_seed(request.params.seed or 0, index))
         self._history = History(self.tokens) if _penalizes(self._select) else None
-        self._tail = TextTail(decoder, request.params.stop)
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._finish: FinishReason | None = None
-        self._started = self._first = self._last = 0.0
+        self._reused = 0
+        self._first = self._last = 0.0
         if self._prompt >= self._largest:
-            self._end("length", ())
+            self._end("length")
 
     def follow(self, leader: Writer) -> None:
         """Share the prompt that ``leader`` computes. The last token of it is left: each draws after it for itself."""
@@ -98,39 +95,52 @@ class Writer(Job):
             return None
         return Fork(leader.seq, self._prompt - 1)
 
+    @property
+    def shareable(self) -> int:
+        """All but the last token, whose answer is needed."""
+        return len(self.tokens) - 1
+
     def step(self, count: int) -> Step:
         """Ask for a token if this reaches the end of what is known, else for nothing."""
         assert self.seq is not None, "the scheduler opens a sequence before it asks for a step"
-        self._started = self._started or time.perf_counter()
         ids = self.tokens[self.computed : self.computed + count]
         if count < self.pending:
             return Step(self.seq, ids, rows=0)
-        if self._limits.selects:
+        if self._selects:
             return Step(self.seq, ids, rows=1, output="select", select=self._current_select())
         return Step(self.seq, ids, rows=1)
 
     def accept(self, count: int, result: StepResult) -> None:
         """Take the token, if one was asked for."""
-        if count == self.pending:
-            self._draw(result)
-        self.computed += count  # last, so that an interrupt before it means: compute again
+        known = len(self.tokens)
+        reaches = count == self.pending
+        self.computed += count
+        if reaches:
+            self._draw(result, known)
 
     def cancel(self) -> None:
         """End with the reason "cancelled"."""
-        self._end("cancelled", ())
+        self._end("cancelled")
+
+    def finish(self) -> None:
+        """End, and wake whoever waits for it."""
+        super().finish()
+        self.progress.ring()
 
     def completion(self) -> Completion:
         """Return what was written so far; whole once the job is done."""
-        output = tuple(self.tokens[self._prompt :])
+        output = tuple(self.output.ids)
         return Completion(
-            text="".join(self._text),
+            text=self.output.text(),
             token_ids=output,
-            finish_reason=self._finish or "cancelled",
-            usage=Usage(prompt_tokens=self._prompt, completion_tokens=len(output)),
+            finish_reason=self.output.reason or "cancelled",
+            usage=Usage(
+                prompt_tokens=self._prompt, completion_tokens=len(output), cached_tokens=self._reused
+            ),
             timings=self._timings(len(output)),
             seed=self._select.seed,
             prompt_token_ids=self._request.token_ids,
-            logprobs=tuple(self._logprobs) if self._request.params.logprobs else None,
+            logprobs=tuple(self.output.logprobs) if self._request.params.logprobs else None,
         )
 
     def _current_select(self) -> Select:
@@ -138,52 +148,56 @@ class Writer(Job):
             return self._select
         return replace(self._select, seen=self._history.seen, counts=self._history.counts)
 
-    def _draw(self, result: StepResult) -> None:
+    def _draw(self, result: StepResult, position: int) -> None:
+        """Take what was drawn for ``position``."""
         ids, logprobs = result.token_ids, result.logprobs
         if ids is None:
             assert result.logits is not None, "a Runner without select answers with logits"
-            ids, logprobs = select_rows(result.logits, self._current_select(), len(self.tokens))
-        self._last = time.perf_counter()
-        self._first = self._first or self._last
-        self._take(ids[0], logprobs[:1] if logprobs else ())
+            ids, logprobs = select_rows(result.logits, self._current_select(), position)
+        self._take(ids[0], logprobs[0] if logprobs else None)
+        self._note_time(1)
 
-    def _take(self, token_id: int, logprobs: tuple[TokenLogprob, ...]) -> None:
+    def _note_time(self, count: int) -> None:
+        now = time.perf_counter()
+        if not self._first:
+            self._first, self._reused = now, min(self.cached, self._prompt)
+            self._recorder.first_token(now - self.arrived)
+        else:
+            self._recorder.next_tokens(count, now - self._last)
+        self._last = now
+
+    def _take(self, token_id: int, logprob: TokenLogprob | None) -> None:
         self.tokens.append(token_id)
-        self._logprobs.extend(logprobs)
+        if logprob is not None:
+            self.output.logprobs.append(logprob)
         if self._history is not None:
             self._history.add(token_id)
-        if token_id in self._request.stop_ids:
-            self._end("stop", (token_id,))
-            return
-        text = self._tail.push(token_id)
-        if self._tail.stopped:
-            self._end("stop", (token_id,), text)
+        mark = token_id in self._request.stop_ids
+        stopped = self.output.append(token_id, mark=mark)
+        if mark or stopped:
+            self._end("stop")
         elif len(self.tokens) >= self._largest:
-            self._end("length", (token_id,), text)
+            self._end("length")
         else:
-            self._emit(text, (token_id,), None)
+            self.output.publish()
+            self.progress.ring()
 
-    def _end(self, reason: FinishReason, ids: tuple[int, ...], text: str = "") -> None:
-        self._finish = reason
-        self._emit(text + self._tail.flush(), ids, reason)
-        self.done = True
-
-    def _emit(self, text: str, ids: tuple[int, ...], reason: FinishReason | None) -> None:
-        self._text.append(text)
-        logprobs = (
-            tuple(self._logprobs[-len(ids) :] if ids else ()) if self._request.params.logprobs else None
-        )
-        self.chunks.append(Chunk(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason))
+    def _end(self, reason: FinishReason) -> None:
+        self.output.publish(reason)
+        self.outcome = reason
+        self.finish()
 
     def _timings(self, generated: int) -> Timings:
-        first = self._first - self._request.arrival if generated else 0.0
-        prefill = self._first - self._started if generated else 0.0
+        started = self.started or self.arrived
+        prefill = self._first - started if generated else 0.0
         decode = self._last - self._first
+        computed = self._prompt - self._reused
         return Timings(
-            time_to_first_token=first,
+            queue_seconds=started - self.arrived,
+            time_to_first_token=self._first - self.arrived if generated else 0.0,
             prefill_seconds=prefill,
             decode_seconds=decode,
-            prefill_tokens_per_second=self._prompt / prefill if prefill > 0 else 0.0,
+            prefill_tokens_per_second=computed / prefill if prefill > 0 else 0.0,
             decode_tokens_per_second=(generated - 1) / decode if decode > 0 else 0.0,
             peak_memory=peak_memory(),
         )

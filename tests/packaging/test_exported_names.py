@@ -13,6 +13,7 @@ import ernie_accel
 PAGE = (Path(__file__).parents[2] / "docs/reference/api.md").read_text(encoding="utf-8")
 NAMES = [
     "ArgumentError",
+    "AsyncTokenStream",
     "BackendError",
     "BackendUnavailableError",
     "CapacityError",
@@ -21,10 +22,13 @@ NAMES = [
     "ClosedError",
     "Completion",
     "ContextLengthError",
+    "DeadlineError",
+    "EngineOptions",
     "ErnieAccelError",
     "FinishReason",
     "HubError",
     "Message",
+    "Metrics",
     "MissingExtraError",
     "Model",
     "ModelInfo",
@@ -50,17 +54,25 @@ NAMES = [
     "testing",
 ]
 MODEL = [
+    "achat",
+    "agenerate",
+    "astream",
+    "astream_chat",
     "chat",
+    "clear_cache",
     "close",
     "config",
+    "embed",
     "generate",
     "info",
     "load",
     "logits",
+    "metrics",
     "profile",
     "score",
     "stream",
     "stream_chat",
+    "submit",
     "tokenizer",
 ]
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import ernie_accel as ea
 from ernie_accel.backends.mock import MockOptions, MockRunner
 from ernie_accel.testing import synthetic, tiny_config
+from ernie_accel.types import Sampling
 
 LoadMock = Callable[..., ea.Model]
 
@@ -30,6 +33,8 @@ def ids_of(model: ea.Model, text: str) -> list[int]:
 
 
 def sequences(model: ea.Model) -> int:
+    """Open sequences once what was sent to the engine is carried out, those kept for later prompts left out."""
+    model.clear_cache()
     runner = model._engine._runner  # type: ignore[attr-defined]
     assert isinstance(runner, MockRunner)
     return len(runner._states)
@@ -75,8 +80,8 @@ def test_prompts_that_cannot_work(model: ea.Model) -> None:
     for wrong in (None, 5, "text", b"text", np.zeros((1, 2), np.int64)):
         with pytest.raises(ea.ArgumentError, match=r"token_ids=.*: must be a list of token ids"):
             model.logits(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ea.ArgumentError, match="token_ids=None: must be a list"):
-        model.score(None)  # type: ignore[arg-type]
+    with pytest.raises(ea.ArgumentError, match="text_or_ids=None: must be a string, a list of"):
+        model.score(None)  # type: ignore[call-overload]
     with pytest.raises(ea.ArgumentError, match="n=2: a stream gives one completion"):
         model.stream("a", n=2)
     with pytest.raises(ea.ArgumentError, match="a stream continues one prompt"):
@@ -108,9 +113,23 @@ def test_every_field_of_sampling_params_is_a_keyword() -> None:
         ea.Model.stream,
         ea.Model.chat,
         ea.Model.stream_chat,
+        ea.Model.submit,
+        ea.Model.agenerate,
+        ea.Model.astream,
+        ea.Model.achat,
+        ea.Model.astream_chat,
     ]
+    own = {"self", "prompt", "messages", "params", "timeout", "priority", "progress", "block"}
     for method in methods:
-        assert names == set(inspect.signature(method).parameters) - {"self", "prompt", "messages", "params"}
+        assert names == set(inspect.signature(method).parameters) - own
+    assert names == set(Sampling.__annotations__)
+
+
+def test_an_unknown_keyword_is_an_error(model: ea.Model) -> None:
+    with pytest.raises(
+        TypeError, match="unknown keyword 'max_token': besides timeout and priority there are max_tok"
+    ):
+        model.generate("a", max_token=5)  # type: ignore[call-overload]
 
 
 def test_a_keyword_overrides_its_field(load_mock: LoadMock) -> None:
@@ -289,15 +308,19 @@ def test_html_is_escaped(load_mock: LoadMock) -> None:
 
 
 def test_close_refuses_everything(load_mock: LoadMock) -> None:
-    model = load_mock("abc")
-    stream = model.stream("x")
+    model = load_mock("abc", step_seconds=0.01)
+    stream = model.stream("x", max_tokens=200, ignore_eos=True)
     next(stream)
     model.close()
     model.close()
     nothing: list[str] = []
     for call in (
-        lambda: next(stream),
+        lambda: list(stream),
         lambda: model.generate("x"),
+        lambda: model.submit("x"),
+        lambda: model.embed("x"),
+        model.metrics,
+        model.clear_cache,
         lambda: model.generate(nothing),
         lambda: model.stream("x"),
         lambda: model.chat([{"role": "user", "content": "x"}]),
@@ -310,21 +333,28 @@ def test_close_refuses_everything(load_mock: LoadMock) -> None:
 
 
 def test_ctrl_c_leaves_the_model_usable(load_mock: LoadMock, monkeypatch: pytest.MonkeyPatch) -> None:
-    with load_mock("abcdefgh") as model:
-        forward, steps = MockRunner.forward, []
+    main = threading.main_thread().ident
+    assert main is not None
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with load_mock("abcdefgh") as model:
+            forward, steps = MockRunner.forward, []
 
-        def interrupted(runner: MockRunner, batch: Any) -> Any:
-            steps.append(batch)
-            if len(steps) == 3:
-                raise KeyboardInterrupt
-            return forward(runner, batch)
+            def interrupted(runner: MockRunner, batch: Any) -> Any:
+                steps.append(batch)
+                if len(steps) == 3:
+                    signal.pthread_kill(main, signal.SIGINT)
+                    time.sleep(0.1)
+                return forward(runner, batch)
 
-        monkeypatch.setattr(MockRunner, "forward", interrupted)
-        with pytest.raises(KeyboardInterrupt) as caught:
-            model.generate(["x", "y", "z"])
-        assert caught.tb is not None  # keeps all that the call held alive
-        assert sequences(model) == 0
-        assert model.generate("x").text == "abcdefgh"
+            monkeypatch.setattr(MockRunner, "forward", interrupted)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                model.generate(["x", "y", "z"])
+            assert caught.tb is not None  # keeps all that the call held alive
+            assert sequences(model) == 0
+            assert model.generate("x").text == "abcdefgh"
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 def test_a_stream_that_is_dropped_gives_its_memory_back(load_mock: LoadMock) -> None:

@@ -24,8 +24,7 @@ class Ours:
     def start(self, prompts: Sequence[Ids], steps: int) -> None:
         if self._decoding is not None:
             self._decoding.close()
-        # One more, for step_bytes.
-        self._decoding = Decoding(self._model, prompts, steps + 1)
+        self._decoding = Decoding(self._model, prompts)
 
     def advance(self, steps: int) -> None:
         assert self._decoding is not None

@@ -279,6 +279,6 @@ def _info(
         page_size=PAGE_TOKENS,
         max_step_tokens=sizes.max_step_tokens,
         max_sequences=sizes.max_sequences,
-        capabilities=frozenset({"select", "hidden", "invariant", "profile"}),
+        capabilities=frozenset({"select", "hidden", "invariant", "profile", "park"}),
         details=details,
     )

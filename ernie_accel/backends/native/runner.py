@@ -66,6 +66,11 @@ class NativeRunner:
         check_length(length, self.length(seq))
         translate(lambda: model.truncate(seq, length))
 
+    def park(self, seq: SequenceId) -> None:
+        """Keep a sequence for later forks, outside the count of open ones."""
+        model = self._open_model()
+        translate(lambda: model.park(seq))
+
     def length(self, seq: SequenceId) -> int:
         """Tokens that the sequence holds."""
         model = self._open_model()

@@ -52,6 +52,7 @@ _CHECKS: dict[Check, frozenset[str]] = {
     limits.check_lengths: frozenset(),
     limits.check_unsupported: frozenset(),
     limits.check_select_errors: frozenset({"select"}),
+    limits.check_park: frozenset({"park"}),
     limits.check_close: frozenset(),
 }
 """Each check with the capabilities that it needs."""

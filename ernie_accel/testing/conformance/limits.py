@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ernie_accel.architecture import ModelConfig
-from ernie_accel.backends.base import Runner, RunnerInfo, Select, Step
+from ernie_accel.backends.base import Parks, Runner, RunnerInfo, Select, Step
 from ernie_accel.errors import ArgumentError, CapacityError, ClosedError, ContextLengthError, UnsupportedError
 from ernie_accel.testing.conformance.results import fresh
 from ernie_accel.testing.conformance.subject import Subject, append, require, require_error
@@ -214,6 +214,28 @@ def check_select_errors(subject: Subject, config: ModelConfig) -> None:
             require((runner.length(a), runner.length(b)) == (0, 3), f"{what}: appended something")
         actual = append(runner, b, [5, 6])
         subject.agree(runner, actual, fresh(runner, [1, 2, 3], [5, 6]), "after a refused draw")
+
+
+def check_park(subject: Subject, config: ModelConfig) -> None:
+    """A parked sequence is none of the open ones, takes no tokens, and can be forked, cut and freed."""
+    with subject.runner(config) as runner:
+        assert isinstance(runner, Parks)
+        seq = runner.open()
+        append(runner, seq, [1, 2, 3, 4, 5])
+        runner.park(seq)
+        runner.park(seq)
+        others = [runner.open() for _ in range(runner.info.max_sequences)]
+        for other in others:
+            runner.free(other)
+        with require_error(ArgumentError, "a step of a parked sequence"):
+            runner.forward([Step(seq, [6])])
+        runner.truncate(seq, 4)
+        actual = append(runner, runner.fork(seq, 3), [7, 8])
+        subject.agree(runner, actual, fresh(runner, [1, 2, 3], [7, 8]), "after a fork of a parked sequence")
+        require(runner.length(seq) == 4, "a fork leaves the parked sequence alone")
+        runner.free(seq)
+        with require_error(ArgumentError, "length of a freed sequence"):
+            runner.length(seq)
 
 
 def check_close(subject: Subject, config: ModelConfig) -> None:

@@ -32,19 +32,20 @@ def test_prefill_gives_the_token_that_generating_gives(model: ea.Model) -> None:
 
 @pytest.mark.parametrize("length", [5, 200])
 def test_decoding_advances_every_sequence_by_one_token_a_step(model: ea.Model, length: int) -> None:
-    """With 200 tokens each, the first sequence writes while the prompt of the last is read."""
+    """With 200 tokens each, the first sequence could write while the prompt of the last is read."""
     prompts = [[3 + (i + j) % 100 for j in range(length)] for i in range(6)]
-    decoding = Decoding(model, prompts, steps=9)
-
-    def lengths() -> list[int]:
-        return [len(stream._handle._writers[0].tokens) for stream in decoding._streams]  # type: ignore[attr-defined]
-
-    before = lengths()
-    assert before[-1] == length + 1
-    decoding.advance(4)
-    decoding.advance(5)
-    assert lengths() == [count + 9 for count in before]
+    decoding = Decoding(model, prompts)
+    assert [len(text) for text in decoding.texts] == [length + 1] * 6
+    computed = model.metrics().counters["computed_tokens"]
+    decoding.advance(14)
+    decoding.advance(6)
+    assert [len(text) for text in decoding.texts] == [length + 21] * 6
+    again = 0 if length >= 16 else length * 6  # what is too short to be kept is read again
+    assert model.metrics().counters["computed_tokens"] - computed <= 20 * 6 + again
+    done = model.generate(prompts, max_tokens=21, temperature=0, ignore_eos=True)
+    assert [[*p, *c.token_ids] for p, c in zip(prompts, done, strict=True)] == decoding.texts
     decoding.close()
+    assert model.metrics().gauges["kv_used_tokens"] == 0
 
 
 def test_every_round_has_a_rate_and_a_ceiling(model: ea.Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from ernie_accel.backends.base import RunnerInfo, Step, StepResult
 from ernie_accel.backends.mock import MockOptions, MockRunner
 from ernie_accel.engine.local import LocalEngine
+from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.request import Request
 from ernie_accel.engine.sampling import select_rows
 from ernie_accel.types import SamplingParams
@@ -74,6 +78,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.runner: ScriptedRunner
+        self._engine: LocalEngine
 
     def engine(
         self,
@@ -87,6 +92,8 @@ class Bench:
         kv_tokens: int = 10_000,
         select: bool = False,
         vocab_limit: int = 0,
+        page_size: int = 1,
+        **settings: Any,
     ) -> LocalEngine:
         info = RunnerInfo(
             backend="scripted",
@@ -95,15 +102,26 @@ class Bench:
             max_context=max_context,
             precision="fp32",
             kv_precision="fp32",
-            page_size=1,
+            page_size=page_size,
             max_step_tokens=max_step_tokens,
             max_sequences=max_sequences,
-            capabilities=frozenset({"select"} if select else ()),
+            capabilities=frozenset({"park", "select"} if select else {"park"}),
         )
         ids = ids_of(reply) if isinstance(reply, str) else reply
         options = MockOptions(reply=ids, replies=replies or {}, certainty=certainty)
         self.runner = ScriptedRunner(info, options, kv_tokens)
-        return LocalEngine(self.runner, decoder=Letters, vocab_limit=vocab_limit)
+        self._engine = LocalEngine(
+            self.runner,
+            decoder=Letters,
+            vocab_limit=vocab_limit,
+            options=EngineOptions(**{"prefix_cache": False, **settings}),
+        )
+        return self._engine
+
+    def open_sequences(self) -> int:
+        """Return what is open once everything that was sent to the engine is carried out."""
+        self._engine.metrics()
+        return self.runner.open_sequences
 
 
 @pytest.fixture
@@ -111,13 +129,43 @@ def bench() -> Bench:
     return Bench()
 
 
+class Gate:
+    """Holds a Runner before one of its steps, so that a test can act while others compute."""
+
+    def __init__(self, runner: ScriptedRunner, step: int) -> None:
+        self._reached, self._open = threading.Event(), threading.Event()
+        self._step = step
+        runner.before = self._before
+
+    def _before(self, number: int) -> None:
+        if number == self._step:
+            self._reached.set()
+            assert self._open.wait(20)
+
+    def __enter__(self) -> Gate:
+        assert self._reached.wait(20)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.set()
+
+
 @pytest.fixture
 def request_of() -> Callable[..., Request]:
-    def make(prompt: Sequence[int] = (5, 6, 7), *, end: bool = True, **params: object) -> Request:
+    def make(
+        prompt: Sequence[int] = (5, 6, 7),
+        *,
+        end: bool = True,
+        priority: int = 0,
+        deadline: float = math.inf,
+        **params: object,
+    ) -> Request:
         settled = {"temperature": 0.0, "seed": 0, **params}
         return Request(
             token_ids=tuple(prompt),
             params=SamplingParams(**settled),  # type: ignore[arg-type]
+            priority=priority,
+            deadline=deadline,
             stop_ids=frozenset({END} if end else ()) | frozenset(settled.get("stop_token_ids", ())),  # type: ignore[call-overload]
         )
 

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -79,23 +79,26 @@ def ask(max_tokens: int = 12) -> Request:
     return Request(token_ids=(1, 2, 3), params=params)
 
 
-def test_a_request_is_taken_back_if_nobody_gets_its_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_request_is_taken_back_if_nobody_gets_its_handle(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     with ea.Model.load(synthetic(tiny_config()), backend="mock") as model:
         engine = model._engine
-        scheduler = engine._scheduler  # type: ignore[attr-defined]
-        add = scheduler.add
+        worker = engine._worker  # type: ignore[attr-defined]
+        send = worker.send
 
-        def add_and_interrupt(jobs: object) -> None:
-            add(jobs)
+        def send_and_interrupt(command: Callable[[], None]) -> None:
+            monkeypatch.undo()
+            if moment == "after":
+                send(command)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(scheduler, "add", add_and_interrupt)
+        monkeypatch.setattr(worker, "send", send_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
-            engine.submit(ask())
-        monkeypatch.undo()
-        scheduler.reap()
-        assert not scheduler._waiting
-        assert not scheduler._running
+            engine.submit(ask(max_tokens=10**6))
+        assert engine.metrics().gauges["running"] == 0
+        assert not engine._scheduler.queued  # type: ignore[attr-defined]
 
 
 def hammer(model: ea.Model, rounds: int) -> int:
@@ -145,6 +148,5 @@ def test_ctrl_c_at_any_moment(others: int) -> None:
             thread.join()
         assert not wrong
         assert model.generate([9], max_tokens=10, seed=3).token_ids == wanted
-        engine = model._engine
-        assert engine._runner.capacity().used_tokens == 0  # type: ignore[attr-defined]
-        assert not engine._scheduler._running  # type: ignore[attr-defined]
+        gauges = model._engine.metrics().gauges
+        assert (gauges["kv_used_tokens"], gauges["running"], gauges["waiting"]) == (0, 0, 0)

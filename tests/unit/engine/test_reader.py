@@ -9,6 +9,7 @@ import pytest
 from ernie_accel.engine.request import Request
 from ernie_accel.engine.stream import TokenStream
 from ernie_accel.errors import CapacityError
+from ernie_accel.types import Score
 
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Bench
@@ -47,10 +48,10 @@ def test_score_is_the_log_softmax_of_what_follows(bench: Bench) -> None:
     ids = [3, 9, 4, 4, 20]
     logits = engine.logits(ids).astype(np.float64)
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    score = engine.score(ids)
+    (score,) = engine.score([ids])
     assert score.logprobs[0] is None
     assert score.logprobs[1:] == pytest.approx([logprobs[i, ids[i + 1]] for i in range(4)])
-    assert engine.score([5]).logprobs == (None,)
+    assert engine.score([[5], ids]) == [Score(token_ids=(5,), logprobs=(None,)), score]
 
 
 def test_reading_survives_interrupts_of_others_and_a_lack_of_memory(bench: Bench, request_of: Ask) -> None:

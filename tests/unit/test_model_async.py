@@ -1,0 +1,215 @@
+"""The faces for asyncio, and those that share one engine with them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import ernie_accel as ea
+
+LoadMock = Callable[..., ea.Model]
+
+
+def idle(model: ea.Model) -> bool:
+    gauges = model.metrics().gauges
+    return gauges["running"] == gauges["waiting"] == 0
+
+
+def test_agenerate_gives_what_generate_gives(load_mock: LoadMock) -> None:
+    with load_mock(replies={"one": "first", "two": "second"}) as model:
+
+        async def main() -> None:
+            done = await model.agenerate("one")
+            assert done.text == "first"
+            assert [c.text for c in await model.agenerate(["two", "one"])] == ["second", "first"]
+            several = await asyncio.gather(*(model.agenerate(text) for text in ("one", "two", "one")))
+            assert [c.text for c in several] == ["first", "second", "first"]
+            four = await model.agenerate("one", n=3)
+            assert len(four.alternatives) == 2
+
+        asyncio.run(main())
+
+
+def test_astream_gives_chunks(load_mock: LoadMock) -> None:
+    with load_mock("It is noon.") as model:
+
+        async def main() -> None:
+            async with model.astream("What time is it?") as stream:
+                chunks = [chunk async for chunk in stream]
+            assert "".join(map(str, chunks)) == "It is noon."
+            assert chunks[-1].finish_reason == "stop"
+            assert (await stream.result()).text == "It is noon."
+
+        asyncio.run(main())
+
+
+def test_chat_has_async_twins(load_mock: LoadMock) -> None:
+    messages = [{"role": "user", "content": "What time is it?"}]
+    with load_mock("It is noon.") as model:
+
+        async def main() -> None:
+            assert (await model.achat(messages)).text == "It is noon."
+            texts = [chunk.text async for chunk in model.astream_chat(messages)]
+            assert "".join(texts) == "It is noon."
+
+        asyncio.run(main())
+
+
+def test_mistakes_are_raised_at_the_call(load_mock: LoadMock) -> None:
+    with load_mock("abc") as model:
+        with pytest.raises(ea.ArgumentError, match="n=2: a stream gives one completion"):
+            model.astream("x", n=2)
+        with pytest.raises(ea.ArgumentError, match="prompt is empty"):
+            model.astream("")
+
+
+def test_cancelling_a_task_ends_its_request(load_mock: LoadMock) -> None:
+    with load_mock("abc", step_seconds=0.005) as model:
+
+        async def main() -> None:
+            task = asyncio.create_task(model.agenerate("x", max_tokens=200, ignore_eos=True))
+            await asyncio.sleep(0.03)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while not idle(model):
+                await asyncio.sleep(0.001)
+
+        asyncio.run(main())
+        assert model.metrics().counters["requests_cancelled"] == 1
+
+
+def test_leaving_or_dropping_a_stream_ends_its_request(load_mock: LoadMock) -> None:
+    with load_mock("abc", step_seconds=0.005) as model:
+
+        async def begin(leave: bool) -> None:
+            stream = model.astream("x", max_tokens=200, ignore_eos=True)
+            async for _ in stream:
+                break
+            if leave:
+                await stream.aclose()
+
+        for leave in (True, False):
+            asyncio.run(begin(leave))
+            gc.collect()
+            assert idle(model)
+        assert model.metrics().counters["requests_cancelled"] == 2
+
+
+def test_a_full_queue_does_not_hold_up_the_event_loop(load_mock: LoadMock) -> None:
+    options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
+    with load_mock("abcdefgh", step_seconds=0.002, **options) as model:
+
+        async def main() -> None:
+            ticks = 0
+
+            async def tick() -> None:
+                nonlocal ticks
+                while True:
+                    ticks += 1
+                    await asyncio.sleep(0.001)
+
+            ticking = asyncio.create_task(tick())
+            done = await asyncio.gather(*(model.agenerate("x") for _ in range(6)))
+            ticking.cancel()
+            assert {c.text for c in done} == {"abcdefgh"}
+            assert ticks > 5
+
+        asyncio.run(main())
+
+
+def test_errors_come_through(load_mock: LoadMock) -> None:
+    with load_mock("abc", step_seconds=0.01) as model:
+
+        async def late() -> None:
+            with pytest.raises(ea.DeadlineError, match="longer than its timeout"):
+                await model.agenerate("x", max_tokens=100, ignore_eos=True, timeout=0.03)
+
+        asyncio.run(late())
+
+        async def closed() -> None:
+            task = asyncio.create_task(model.agenerate("x", max_tokens=200, ignore_eos=True))
+            await asyncio.sleep(0.02)
+            await asyncio.to_thread(model.close)
+            with pytest.raises(ea.ClosedError):
+                await task
+
+        asyncio.run(closed())
+
+
+def test_submit_returns_at_once(load_mock: LoadMock) -> None:
+    with load_mock("abc", step_seconds=0.01) as model:
+        handle = model.submit("x")
+        assert not handle.done
+        with pytest.raises(ea.DeadlineError, match="no result within"):
+            handle.result(timeout=0.001)
+        assert "".join(chunk.text for chunk in handle) == "abc"
+        assert handle.done
+        assert handle.result().text == "abc"
+        with pytest.raises(ea.ArgumentError, match="submit takes one prompt"):
+            model.submit(["x"])
+
+
+def test_timeout_and_priority_are_checked(load_mock: LoadMock) -> None:
+    with load_mock("abc") as model:
+        for wrong in (0, -1, "1", True):
+            with pytest.raises(
+                ea.ArgumentError, match=r"timeout=.*: must be None or a number of seconds above 0"
+            ):
+                model.generate("x", timeout=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ea.ArgumentError, match="priority='high': must be a whole number"):
+            model.generate("x", priority="high")  # type: ignore[call-overload]
+        assert model.generate("x", timeout=60, priority=3).text == "abc"
+
+
+def test_many_prompts_show_their_progress(load_mock: LoadMock) -> None:
+    seen: list[tuple[str, int, int]] = []
+    with load_mock("ab") as model:
+        done = model.generate(["x"] * 600, progress=lambda *step: seen.append(step))
+    assert [c.text for c in done] == ["ab"] * 600
+    assert seen == [("prompts", i, 600) for i in range(1, 601)]
+
+
+def test_a_timeout_holds_in_the_queue_too(load_mock: LoadMock) -> None:
+    with load_mock("abc", step_seconds=0.02, max_batch=1) as model:
+        first = model.submit("x", max_tokens=50, ignore_eos=True)
+        began = time.monotonic()
+        with pytest.raises(ea.DeadlineError):
+            model.generate("y", timeout=0.05)
+        assert time.monotonic() - began < 5
+        first.cancel()
+
+
+def test_embeddings_are_mean_hidden_states() -> None:
+    import numpy as np
+
+    checkpoint = ea.testing.synthetic(ea.testing.tiny_config())
+    with (
+        ea.Model.load(checkpoint, backend="native", precision="fp32") as native,
+        ea.Model.load(checkpoint, backend="reference") as reference,
+    ):
+        texts = [[5, 6, 7], [9] * 40, [1]]
+        found = native.embed(texts)
+        assert found.shape == (3, native.config.hidden_size)
+        assert found.dtype == np.float32
+        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        assert np.allclose(found, reference.embed(texts), atol=1e-4)
+        assert np.array_equal(native.embed([9] * 40)[0], found[1])
+        assert [s.token_ids for s in native.score(texts)] == [tuple(t) for t in texts]
+        assert native.score(texts)[0] == native.score([5, 6, 7])
+
+
+def test_without_hidden_states_embed_says_who_has_them(
+    load_mock: LoadMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ernie_accel.engine.local import LocalEngine
+
+    with load_mock("abc") as model:
+        monkeypatch.setattr(LocalEngine, "capabilities", frozenset({"select"}))
+        with pytest.raises(ea.UnsupportedError, match="backends 'native' and 'reference' do"):
+            model.embed("x")
