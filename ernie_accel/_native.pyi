@@ -114,6 +114,12 @@ class Calculator:
         x: npt.NDArray[np.float32],
         w: npt.NDArray[np.float32],
         out: npt.NDArray[np.float32],
+    ) -> None: ...
+    def cross(
+        self,
+        x: npt.NDArray[np.float32],
+        y: npt.NDArray[np.float32],
+        out: npt.NDArray[np.float32],
         lower: bool = False,
     ) -> None: ...
     def factor(self, gram: npt.NDArray[np.float32], reach: npt.NDArray[np.float32]) -> bool: ...

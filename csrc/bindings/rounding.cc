@@ -28,11 +28,17 @@ struct Calculator {
   Calculator(const std::string& isa, int threads)
       : kernels(kernels_for(isa_from_name(isa))), pool(ThreadPool::shared(threads)) {}
 
-  void multiply(const Table<const float>& x, const Table<const float>& w, const Table<float>& out, bool lower) const {
+  void multiply(const Table<const float>& x, const Table<const float>& w, const Table<float>& out) const {
     require(x.shape(1) == w.shape(1) && has_shape(out, x.shape(0), w.shape(0)), "multiply: shapes do not fit together");
-    require(!lower || x.shape(0) == w.shape(0), "multiply: lower needs a square result");
     const nb::gil_scoped_release free;
-    multiply_matrix(kernels, x.data(), x.shape(0), w.data(), w.shape(0), x.shape(1), lower, out.data(), *pool);
+    multiply_matrix(kernels, x.data(), x.shape(0), w.data(), w.shape(0), x.shape(1), out.data(), *pool);
+  }
+
+  void cross(const Table<const float>& x, const Table<const float>& y, const Table<float>& out, bool lower) const {
+    require(x.shape(0) == y.shape(0) && has_shape(out, x.shape(1), y.shape(1)), "cross: shapes do not fit together");
+    require(!lower || x.shape(1) == y.shape(1), "cross: lower needs a square result");
+    const nb::gil_scoped_release free;
+    cross_matrix(kernels, x.data(), x.shape(1), y.data(), y.shape(1), x.shape(0), lower, out.data(), *pool);
   }
 
   bool factor(const Table<const float>& gram, const Table<float>& reach) const {
@@ -80,7 +86,8 @@ struct Calculator {
 void bind_rounding(nb::module_& m) {
   nb::class_<Calculator>(m, "Calculator", "Arithmetic of calibration; see csrc/kernels/rounding/.")
       .def(nb::init<const std::string&, int>(), nb::arg("isa"), nb::arg("threads"))
-      .def("multiply", &Calculator::multiply, nb::arg("x"), nb::arg("w"), nb::arg("out"), nb::arg("lower") = false)
+      .def("multiply", &Calculator::multiply, nb::arg("x"), nb::arg("w"), nb::arg("out"))
+      .def("cross", &Calculator::cross, nb::arg("x"), nb::arg("y"), nb::arg("out"), nb::arg("lower") = false)
       .def("factor", &Calculator::factor, nb::arg("gram"), nb::arg("reach"))
       .def("solve", &Calculator::solve, nb::arg("reach"), nb::arg("values"))
       .def("round", &Calculator::round, nb::arg("weights"), nb::arg("reach").none(), nb::arg("weigh"), nb::arg("exact"),

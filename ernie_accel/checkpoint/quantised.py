@@ -75,6 +75,10 @@ class QuantisedMatrix:
 
 def _scale_groups(values: npt.NDArray[np.float32], factors: npt.NDArray[np.float32], group: int) -> None:
     """Multiply each ``group`` columns of values by their column of factors; the last group may be narrower."""
+    if values.shape[1] == group * factors.shape[1] and values.flags.c_contiguous:
+        grouped = values.reshape(len(values), -1, group)  # the same products in one pass
+        grouped *= factors[:, :, None]
+        return
     for index in range(factors.shape[1]):
         values[:, index * group : (index + 1) * group] *= factors[:, index, None]
 

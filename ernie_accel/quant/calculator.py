@@ -18,9 +18,6 @@ __all__ = ["Array", "Calculator"]
 
 Array = npt.NDArray[np.float32]
 
-GRAM_ROWS = 1024
-"""Rows of one product of a Gram matrix: they stay in the cache."""
-
 
 class Calculator:
     """Matrix products and roundings on some threads.
@@ -50,30 +47,22 @@ class Calculator:
         return out
 
     def gram(self, x: Array) -> Array:
-        """Return x.T @ x for x [T, K]."""
-        total = np.zeros((x.shape[1], x.shape[1]), np.float32)
-        part = np.zeros_like(total)
-        for at in range(0, len(x), GRAM_ROWS):
-            turned = _rows(x[at : at + GRAM_ROWS].T)
-            self._native.multiply(turned, turned, part, lower=True)
-            total += part
-        whole: Array = np.tril(total)
-        whole += np.tril(whole, -1).T
-        return whole
+        """Return x.T @ x for x [T, K]; what is above the diagonal is not all there."""
+        x, out = _rows(x), np.empty((x.shape[1], x.shape[1]), np.float32)
+        self._native.cross(x, x, out, lower=True)
+        return out
 
     def cross(self, x: Array, y: Array) -> Array:
         """Return x.T @ y for x [T, K] and y [T, N]."""
-        total = np.zeros((x.shape[1], y.shape[1]), np.float32)
-        for at in range(0, len(x), GRAM_ROWS):
-            rows = slice(at, at + GRAM_ROWS)
-            total += self.multiply(x[rows].T, y[rows].T)
-        return total
+        out = np.empty((x.shape[1], y.shape[1]), np.float32)
+        self._native.cross(_rows(x), _rows(y), out)
+        return out
 
     def factor(self, gram: Array, damping: float) -> Array:
         """Return R transposed, [K, K] and zero above the diagonal: R R^T is ``gram`` with more on its diagonal.
 
-        ``damping`` is how much more, as a share of the mean; ten times as much is tried as long as rounding leaves
-        the matrix without a factor.
+        Of ``gram`` only what is on or below the diagonal counts. ``damping`` is how much more, as a share of the mean;
+        ten times as much is tried as long as rounding leaves the matrix without a factor.
         """
         mean = float(np.mean(np.diag(gram), dtype=np.float64)) or 1.0
         reach = np.empty_like(gram)

@@ -108,34 +108,44 @@ class Fitter:
 
         ``exact`` names the exact columns; None chooses them.
         """
-        self.fit(kind, weights, x, exact)
-        return self.passed(kind, weights, x)
+        seen = self.fit(kind, weights, x, exact)
+        return self.passed(kind, weights, x, seen)
 
-    def passed(self, kind: Kind, weights: dict[str, Array], x: Streams) -> list[Streams]:
-        """Return what quantised matrices make of ``x``, and the checkpoint's of the ideal one."""
+    def passed(
+        self, kind: Kind, weights: dict[str, Array], x: Streams, seen: Array | None = None
+    ) -> list[Streams]:
+        """Return what quantised matrices make of ``x``, and the checkpoint's of the ideal one.
+
+        All of them have the same exact columns; ``seen`` is what they make of our inputs, if it is known.
+        """
         results = []
         for name, weight in weights.items():
             quantised = self.matrices[name]
-            ours = self.calculator.multiply(self._seen(kind, x.ours, quantised.exact), quantised.to_float32())
+            if seen is None:
+                seen = self._seen(kind, x.ours, quantised.exact)
+            ours = self.calculator.multiply(seen, quantised.to_float32())
             ideal = ours if x.ideal is x.ours else self.calculator.multiply(x.ideal, weight)
             results.append(Streams(ours, ideal))
         return results
 
-    def fit(self, kind: Kind, weights: dict[str, Array], x: Streams, exact: Columns | None = None) -> None:
-        """Quantise matrices that read ``x``."""
+    def fit(
+        self, kind: Kind, weights: dict[str, Array], x: Streams, exact: Columns | None = None
+    ) -> Array | None:
+        """Quantise matrices that read ``x``; return our inputs as they see them, None if they were finished before."""
         if all(name in self.given for name in weights):
             self.matrices.update({name: self.given[name] for name in weights})
-            return
+            return None
         _check_finite(weights)
         recipe = self.recipe
         if exact is None:
             exact = self.exact_columns(kind, weights, x.ours)
         seen = self._seen(kind, x.ours, exact)
-        fit = _Fit(self.calculator, recipe, kind, exact, seen, x.ideal)
+        fit = _Fit(self.calculator, recipe, kind, exact, seen, x.ideal, sum(map(len, weights.values())))
         for name, weight in weights.items():
             parts = [fit(weight[at : at + ROWS_AT_ONCE]) for at in range(0, len(weight), ROWS_AT_ONCE)]
             self.matrices[name] = _joined(parts)
             self.errors[name] = self._error(weight, self.matrices[name], x.ours, seen)
+        return seen
 
     def nearest(
         self,
@@ -182,29 +192,32 @@ class Fitter:
 
 
 class _Fit:
-    """What the matrices that read one input have in common."""
+    """What the matrices that read one input have in common; ``rows`` is how many rows they have together."""
 
     def __init__(
-        self, calculator: Calculator, recipe: Recipe, kind: Kind, exact: Columns, seen: Array, ideal: Array
+        self,
+        calculator: Calculator,
+        recipe: Recipe,
+        kind: Kind,
+        exact: Columns,
+        seen: Array,
+        ideal: Array,
+        rows: int,
     ) -> None:
         self._calculator, self._recipe, self._kind, self._exact = calculator, recipe, kind, exact
         self._reach: Array | None = None
-        self._missing: Array | None = None
-        self._follow = np.float32(recipe.follow * len(seen) / (len(seen) + seen.shape[1]))
         self._weigh: Array | None = None
+        self._follow: _Follow | None = None
         if not recipe.feedback:
             self._weigh = mean_squares(seen)
             return
         self._reach = calculator.factor(calculator.gram(seen), recipe.damping)
         if recipe.follow > 0:
-            # The weights that give most nearly, of the inputs as they are, what the checkpoint's give of ideal ones
-            # are W + W (ideal - seen)^T seen H^-1 (Li et al. 2025, "GPTAQ"); this is what stands behind the second W.
-            missing = calculator.solve(self._reach, calculator.cross(ideal - seen, seen))
-            self._missing = np.ascontiguousarray(missing.T)
+            self._follow = _Follow(calculator, recipe.follow, self._reach, seen, ideal, rows)
 
     def __call__(self, weights: Array) -> QuantisedMatrix:
-        if self._missing is not None:
-            weights = weights + self._follow * self._calculator.multiply(weights, self._missing)
+        if self._follow is not None:
+            weights = self._follow(weights)
         return self._calculator.round(
             weights,
             bits=self._recipe.bits_of(self._kind),
@@ -214,6 +227,37 @@ class _Fit:
             reach=self._reach,
             weigh=self._weigh,
         )
+
+
+class _Follow:
+    """Weights that give most nearly, of the inputs as they are, what the checkpoint's give of ideal ones.
+
+    They are W + W (ideal - seen)^T seen H^-1 (Li et al. 2025, "GPTAQ"). What stands behind the second W is [K, K] and
+    serves all matrices; of matrices with few rows it is cheaper to go on from W (ideal - seen)^T, [rows, T].
+    """
+
+    def __init__(
+        self, calculator: Calculator, share: float, reach: Array, seen: Array, ideal: Array, rows: int
+    ) -> None:
+        tokens, cols = seen.shape
+        self._calculator, self._reach = calculator, reach
+        self._share = np.float32(share * tokens / (tokens + cols))
+        self._missing: Array | None = None
+        off = ideal - seen
+        if 2 * rows * tokens >= cols * (tokens + cols):  # multiplications of both ways
+            self._missing = np.ascontiguousarray(calculator.solve(reach, calculator.cross(off, seen)).T)
+        else:
+            self._off, self._turned = off, np.ascontiguousarray(seen.T)
+
+    def __call__(self, weights: Array) -> Array:
+        multiply = self._calculator.multiply
+        if self._missing is not None:
+            moved = multiply(weights, self._missing)
+        else:
+            moved = self._calculator.solve(self._reach, multiply(multiply(weights, self._off), self._turned))
+        moved *= self._share
+        moved += weights
+        return moved
 
 
 def _joined(parts: list[QuantisedMatrix]) -> QuantisedMatrix:

@@ -141,15 +141,15 @@ static inline F16 best_factor(const Rounding& how, const RoundBlock& block, cons
   return f_load(best);
 }
 
-// to += sum over i < n of e[i] * share[i * stride].
-static inline void add_shares(const F16* e, size_t n, const float* share, size_t stride, float* to) {
+// to += sum over i < n of e[i] * share[i].
+static inline void add_shares(const F16* e, size_t n, const float* share, float* to) {
   F16 even = f_load(to), odd = f_zero();
   size_t i = 0;
   for (; i + 1 < n; i += 2) {
-    even = f_fma(e[i], f_set1(share[i * stride]), even);
-    odd = f_fma(e[i + 1], f_set1(share[(i + 1) * stride]), odd);
+    even = f_fma(e[i], f_set1(share[i]), even);
+    odd = f_fma(e[i + 1], f_set1(share[i + 1]), odd);
   }
-  if (i < n) even = f_fma(e[i], f_set1(share[i * stride]), even);
+  if (i < n) even = f_fma(e[i], f_set1(share[i]), even);
   f_store(to, f_add(even, odd));
 }
 
@@ -157,7 +157,7 @@ static inline void add_shares(const F16* e, size_t n, const float* share, size_t
 static inline void feed_back(const Rounding& how, size_t at, size_t n, const float* errors, float* sums) {
   F16 e[kRoundBlock];
   for (size_t i = 0; i < n; ++i) e[i] = f_load(errors + 16 * i);
-  for (size_t j = at + n; j < how.cols; ++j) add_shares(e, n, how.reach + j * how.cols + at, 1, sums + 16 * j);
+  for (size_t j = at + n; j < how.cols; ++j) add_shares(e, n, how.reach + j * how.cols + at, sums + 16 * j);
 }
 
 static inline void write_block(const Rounding& how, const RoundBlock& block, const float* codes, const RoundedPanel& out) {
@@ -204,31 +204,62 @@ static void round_panel(const Rounding& how, const float* weights, const Rounded
     round_group(how, weights, at, how.cols - at < how.group ? how.cols - at : how.group, out, sums, targets);
 }
 
-static void solve_panel(const float* reach, size_t n, float* panel) {
-  F16 solved[kRoundBlock];  // with the sign turned: what is solved is taken away from the rest
+// Rows [j, j + kCount) += sum over i < n of solved[i] * share[i * by_solved + j * by_row].
+template <int kCount>
+static inline void take_away(const float* solved, size_t n, const float* share, size_t by_solved, size_t by_row,
+                             float* rows) {
+  F16 sum[kCount][kSolvePanels];
+  for (int j = 0; j < kCount; ++j)
+    for (int p = 0; p < kSolvePanels; ++p) sum[j][p] = f_load(rows + kSolveLanes * j + 16 * p);
+  for (size_t i = 0; i < n; ++i, share += by_solved) {
+    F16 left[kSolvePanels];
+    for (int p = 0; p < kSolvePanels; ++p) left[p] = f_load(solved + kSolveLanes * i + 16 * p);
+    for (int j = 0; j < kCount; ++j) {
+      const F16 factor = f_set1(share[static_cast<size_t>(j) * by_row]);
+      for (int p = 0; p < kSolvePanels; ++p) sum[j][p] = f_fma(left[p], factor, sum[j][p]);
+    }
+  }
+  for (int j = 0; j < kCount; ++j)
+    for (int p = 0; p < kSolvePanels; ++p) f_store(rows + kSolveLanes * j + 16 * p, sum[j][p]);
+}
+
+// ... of rows [0, count).
+static inline void take_away_all(const float* solved, size_t n, const float* share, size_t by_solved, size_t by_row,
+                                 float* rows, size_t count) {
+  size_t j = 0;
+  for (; j + 4 <= count; j += 4) take_away<4>(solved, n, share + j * by_row, by_solved, by_row, rows + kSolveLanes * j);
+  for (; j < count; ++j) take_away<1>(solved, n, share + j * by_row, by_solved, by_row, rows + kSolveLanes * j);
+}
+
+// Divides a row by what stands on the diagonal; `solved` is it with its sign turned.
+static inline void divide_row(float* row, float diagonal, float* solved) {
+  for (int p = 0; p < kSolvePanels; ++p) {
+    const F16 value = f_div(f_load(row + 16 * p), f_set1(diagonal));
+    f_store(row + 16 * p, value);
+    f_store(solved + 16 * p, f_sub(f_zero(), value));
+  }
+}
+
+static void solve_panels(const float* reach, size_t n, float* rows) {
+  float solved[kRoundBlock * kSolveLanes];
   // u R^T = b from the last column on; R[j][k] = reach[k * n + j].
   for (size_t end = n; end > 0;) {
     const size_t begin = end > kRoundBlock ? end - kRoundBlock : 0;
     for (size_t j = end; j-- > begin;) {
-      add_shares(solved + (j + 1 - begin), end - j - 1, reach + (j + 1) * n + j, n, panel + 16 * j);
-      const F16 u = f_div(f_load(panel + 16 * j), f_set1(reach[j * n + j]));
-      f_store(panel + 16 * j, u);
-      solved[j - begin] = f_sub(f_zero(), u);
+      take_away<1>(solved + kSolveLanes * (j + 1 - begin), end - j - 1, reach + (j + 1) * n + j, n, 1, rows + kSolveLanes * j);
+      divide_row(rows + kSolveLanes * j, reach[j * n + j], solved + kSolveLanes * (j - begin));
     }
-    for (size_t j = 0; j < begin; ++j) add_shares(solved, end - begin, reach + begin * n + j, n, panel + 16 * j);
+    take_away_all(solved, end - begin, reach + begin * n, n, 1, rows, begin);
     end = begin;
   }
   // y R = u from the first column on; R[k][j] = reach[j * n + k].
   for (size_t begin = 0; begin < n; begin += kRoundBlock) {
-    const size_t count = n - begin < kRoundBlock ? n - begin : kRoundBlock;
-    for (size_t i = 0; i < count; ++i) {
-      const size_t j = begin + i;
-      add_shares(solved, i, reach + j * n + begin, 1, panel + 16 * j);
-      const F16 y = f_div(f_load(panel + 16 * j), f_set1(reach[j * n + j]));
-      f_store(panel + 16 * j, y);
-      solved[i] = f_sub(f_zero(), y);
+    const size_t end = n - begin < kRoundBlock ? n : begin + kRoundBlock;
+    for (size_t j = begin; j < end; ++j) {
+      take_away<1>(solved, j - begin, reach + j * n + begin, 1, n, rows + kSolveLanes * j);
+      divide_row(rows + kSolveLanes * j, reach[j * n + j], solved + kSolveLanes * (j - begin));
     }
-    for (size_t j = begin + count; j < n; ++j) add_shares(solved, count, reach + j * n + begin, 1, panel + 16 * j);
+    take_away_all(solved, end - begin, reach + end * n + begin, 1, n, rows + kSolveLanes * end, n - end);
   }
 }
 
@@ -264,6 +295,6 @@ static void factor_rows(const float* diagonal, float* block) {
   }
 }
 
-inline constexpr RoundingKernels kRoundingKernels = {round_panel, solve_panel, factor_update, factor_diagonal, factor_rows};
+inline constexpr RoundingKernels kRoundingKernels = {round_panel, solve_panels, factor_update, factor_diagonal, factor_rows};
 
 }  // namespace ernie::ERNIE_VARIANT

@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t kRowsAtOnce = 64;
 constexpr size_t kPanelsAtOnce = 16;
+constexpr size_t kDepthAtOnce = 1024;  // rows of x and y that a product goes over: they stay in the cache
 
 // Lanes beyond the last row are zero.
 void load_panel(const float* values, size_t rows, size_t cols, size_t first, float* panel) {
@@ -72,12 +73,14 @@ void round_matrix(const RoundingKernels& kernels, const Rounding& how, const flo
 void solve_matrix(const RoundingKernels& kernels, const float* reach, size_t n, float* values, size_t rows,
                   ThreadPool& pool) {
   const DefaultFloatMode mode;
-  pool.run(div_up(rows, kPanelRows), [&](size_t panel, int) {
-    std::vector<float> lanes(kPanelRows * n);
-    load_panel(values, rows, n, panel * kPanelRows, lanes.data());
-    kernels.solve_panel(reach, n, lanes.data());
-    for (size_t r = 0; r < kPanelRows && panel * kPanelRows + r < rows; ++r)
-      take_lane(lanes, r, n, values + (panel * kPanelRows + r) * n);
+  pool.run(div_up(rows, kSolveLanes), [&](size_t part, int) {
+    const size_t first = part * kSolveLanes, count = std::min(kSolveLanes, rows - first);
+    std::vector<float> lanes(kSolveLanes * n, 0.0f);
+    for (size_t r = 0; r < count; ++r)
+      for (size_t c = 0; c < n; ++c) lanes[kSolveLanes * c + r] = values[(first + r) * n + c];
+    kernels.solve_panels(reach, n, lanes.data());
+    for (size_t r = 0; r < count; ++r)
+      for (size_t c = 0; c < n; ++c) values[(first + r) * n + c] = lanes[kSolveLanes * c + r];
   });
 }
 
@@ -87,12 +90,13 @@ bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, 
   // Padding rows are those of the unit matrix, which factor into themselves.
   std::vector<float> columns(padded * padded, 0.0f);
   const auto at = [&](size_t panel, size_t row) { return columns.data() + (panel * padded + row) * kPanelRows; };
-  for (size_t p = 0; p < panels; ++p)
-    for (size_t row = 0; row < padded; ++row)
+  pool.run(panels, [&](size_t p, int) {
+    for (size_t row = p * kPanelRows; row < padded; ++row)
       for (size_t lane = 0; lane < kPanelRows; ++lane) {
         const size_t col = p * kPanelRows + lane;
         at(p, row)[lane] = row < n && col < n ? gram[row * n + col] : row == col ? 1.0f : 0.0f;
       }
+  });
   constexpr size_t kBlockBytes = kPanelRows * kPanelRows * sizeof(float);
   for (size_t p = panels; p-- > 0;) {
     const size_t row = p * kPanelRows;
@@ -107,14 +111,43 @@ bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, 
       std::memcpy(at(other, row), block, kBlockBytes);
     });
   }
-  for (size_t row = 0; row < n; ++row)
+  pool.run(n, [&](size_t row, int) {
     for (size_t col = 0; col < n; ++col)
       reach[row * n + col] = col <= row ? at(col / kPanelRows, row)[col % kPanelRows] : 0.0f;
+  });
   return true;
 }
 
+namespace {
+
+// Adds products of rows by panels to `out`, [rows][out_rows]; with `lower` some of those above the diagonal are left out.
+void add_products(const Kernels& kernels, const Matrix& w, const Rows& x, size_t rows, size_t out_rows, bool lower,
+                  float* out, ThreadPool& pool) {
+  const size_t blocks = div_up(rows, kRowsAtOnce), parts = div_up(w.panels(), kPanelsAtOnce);
+  pool.run(blocks * parts, [&](size_t task, int) {
+    const size_t row = task % blocks * kRowsAtOnce, count = std::min(kRowsAtOnce, rows - row);
+    const size_t panel = task / blocks * kPanelsAtOnce;
+    const size_t panels = std::min(kPanelsAtOnce, w.panels() - panel), first = panel * kPanelRows;
+    if (lower && first >= row + count) return;
+    std::vector<float> product(count * panels * kPanelRows);
+    std::vector<uint8_t> scratch(linear_scratch_bytes(w.cols));
+    kernels.linear(w, x, row, count, panel, panels, panel + panels, product.data(), panels * kPanelRows, scratch.data());
+    const size_t width = std::min(panels * kPanelRows, out_rows - first);
+    for (size_t r = 0; r < count; ++r) {
+      float* to = out + (row + r) * out_rows + first;
+      for (size_t c = 0; c < width; ++c) to[c] += product[r * panels * kPanelRows + c];
+    }
+  });
+}
+
+void clear_rows(float* out, size_t rows, size_t cols, ThreadPool& pool) {
+  pool.run(rows, [&](size_t row, int) { std::memset(out + row * cols, 0, cols * sizeof(float)); });
+}
+
+}  // namespace
+
 void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const float* w, size_t out_rows, size_t cols,
-                     bool lower, float* out, ThreadPool& pool) {
+                     float* out, ThreadPool& pool) {
   const DefaultFloatMode mode;
   const Source source{.data = w,
                       .dtype = Dtype::fp32,
@@ -123,27 +156,48 @@ void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const 
                       .row_stride = static_cast<ptrdiff_t>(cols),
                       .col_stride = 1};
   const PackedMatrix packed = pack(Precision::fp32, {}, {source}, plain_rows(out_rows), plain_cols(cols), kernels, pool);
-  const size_t padded = packed.view.cols, blocks = div_up(rows, kRowsAtOnce);
-  const size_t parts = div_up(packed.view.panels(), kPanelsAtOnce);
+  const size_t padded = packed.view.cols;
   AlignedBuffer left(rows * padded * sizeof(float) + kLineBytes);
   float* copy = reinterpret_cast<float*>(left.data());
   pool.run(rows, [&](size_t row, int) {
     std::memcpy(copy + row * padded, x + row * cols, cols * sizeof(float));
     std::memset(copy + row * padded + cols, 0, (padded - cols) * sizeof(float));
   });
+  clear_rows(out, rows, out_rows, pool);
   const Rows prepared{.data = left.data(), .stride = padded * sizeof(float)};
-  pool.run(blocks * parts, [&](size_t task, int) {
-    const size_t row = task % blocks * kRowsAtOnce, count = std::min(kRowsAtOnce, rows - row);
-    const size_t panel = task / blocks * kPanelsAtOnce;
-    const size_t panels = std::min(kPanelsAtOnce, packed.view.panels() - panel), first = panel * kPanelRows;
-    if (lower && first >= row + count) return;
-    std::vector<float> product(count * panels * kPanelRows);
-    std::vector<uint8_t> scratch(linear_scratch_bytes(padded));
-    kernels.linear(packed.view, prepared, row, count, panel, panels, panel + panels, product.data(), panels * kPanelRows, scratch.data());
-    const size_t width = std::min(panels * kPanelRows, out_rows - first);
-    for (size_t r = 0; r < count; ++r)
-      std::memcpy(out + (row + r) * out_rows + first, product.data() + r * panels * kPanelRows, width * sizeof(float));
-  });
+  add_products(kernels, packed.view, prepared, rows, out_rows, false, out, pool);
+}
+
+void cross_matrix(const Kernels& kernels, const float* x, size_t x_cols, const float* y, size_t y_cols, size_t rows,
+                  bool lower, float* out, ThreadPool& pool) {
+  const DefaultFloatMode mode;
+  const size_t depth = std::min(kDepthAtOnce, round_up(rows, kPanelRows));
+  const size_t left_panels = div_up(x_cols, kPanelRows), right_panels = div_up(y_cols, kPanelRows);
+  AlignedBuffer left(left_panels * kPanelRows * depth * sizeof(float) + kLineBytes);
+  AlignedBuffer right(right_panels * kPanelRows * depth * sizeof(float));
+  clear_rows(out, x_cols, y_cols, pool);
+  for (size_t at = 0; at < rows; at += kDepthAtOnce) {
+    const size_t some = std::min(kDepthAtOnce, rows - at), padded = round_up(some, kPanelRows);
+    pool.run(right_panels, [&](size_t p, int) {  // a line of a panel is a piece of a row
+      float* to = reinterpret_cast<float*>(right.data()) + p * kPanelRows * padded;
+      for (size_t t = 0; t < padded; ++t)
+        for (size_t lane = 0; lane < kPanelRows; ++lane) {
+          const size_t col = p * kPanelRows + lane;
+          to[t * kPanelRows + lane] = t < some && col < y_cols ? y[(at + t) * y_cols + col] : 0.0f;
+        }
+    });
+    pool.run(left_panels, [&](size_t p, int) {
+      float* to = reinterpret_cast<float*>(left.data()) + p * kPanelRows * padded;
+      const size_t width = std::min(kPanelRows, x_cols - p * kPanelRows);
+      for (size_t t = 0; t < padded; ++t)
+        for (size_t lane = 0; lane < width; ++lane)
+          to[lane * padded + t] = t < some ? x[(at + t) * x_cols + p * kPanelRows + lane] : 0.0f;
+    });
+    Matrix w = describe(Precision::fp32, {}, right_panels * kPanelRows, padded, 0);
+    w.set_data(right.data());
+    const Rows prepared{.data = left.data(), .stride = padded * sizeof(float)};
+    add_products(kernels, w, prepared, x_cols, y_cols, lower, out, pool);
+  }
 }
 
 }  // namespace ernie

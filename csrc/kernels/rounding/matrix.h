@@ -21,12 +21,17 @@ void round_matrix(const RoundingKernels& kernels, const Rounding& how, const flo
 void solve_matrix(const RoundingKernels& kernels, const float* reach, size_t n, float* values, size_t rows,
                   ThreadPool& pool);
 
-// reach[n][n] = R transposed, zero above the diagonal, for the symmetric `gram`, [n][n]; false if that is not positive.
+// reach[n][n] = R transposed, zero above the diagonal, for the symmetric `gram`, [n][n], of which only what is on or below
+// the diagonal is read; false if that is not positive.
 bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, float* reach, ThreadPool& pool);
 
-// out[m][n] = sum over k of x[m][k] * w[n][k]; x is [rows][cols], w [out_rows][cols]. With `lower`, which wants x and w to
-// be the same, only what is on or below the diagonal counts.
+// out[m][n] = sum over k of x[m][k] * w[n][k]; x is [rows][cols], w [out_rows][cols].
 void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const float* w, size_t out_rows, size_t cols,
-                     bool lower, float* out, ThreadPool& pool);
+                     float* out, ThreadPool& pool);
+
+// out[m][n] = sum over t of x[t][m] * y[t][n]; x is [rows][x_cols], y [rows][y_cols]. With `lower`, which wants x and y to
+// be the same, only what is on or below the diagonal counts, and the rest is zero or part of the result.
+void cross_matrix(const Kernels& kernels, const float* x, size_t x_cols, const float* y, size_t y_cols, size_t rows,
+                  bool lower, float* out, ThreadPool& pool);
 
 }  // namespace ernie

@@ -41,8 +41,12 @@ inline size_t rounding_scratch_floats(size_t cols) { return 2 * 16 * (cols + 16)
 // `weights` is [cols][16], finite.
 using RoundPanelFn = void (*)(const Rounding& how, const float* weights, const RoundedPanel& out, float* scratch);
 
-// Solves y H = b for a panel, H = R R^T: `panel` holds b and then y, [n][16]. `reach` as above, [n][n].
-using SolvePanelFn = void (*)(const float* reach, size_t n, float* panel);
+// Rows that are solved together: four panels, which share what is read of R.
+inline constexpr int kSolvePanels = 4;
+inline constexpr size_t kSolveLanes = 16 * kSolvePanels;
+
+// Solves y H = b, H = R R^T: `rows` holds b and then y, [n][kSolveLanes]. `reach` as above, [n][n].
+using SolvePanelsFn = void (*)(const float* reach, size_t n, float* rows);
 
 // Factors H = R R^T from the last rows up. A panel here is 16 columns of R transposed, [n][16], for rows that are done, and
 // of H for those that are not.
@@ -59,7 +63,7 @@ using FactorRowsFn = void (*)(const float* diagonal, float* block);
 
 struct RoundingKernels {
   RoundPanelFn round_panel;
-  SolvePanelFn solve_panel;
+  SolvePanelsFn solve_panels;
   FactorUpdateFn factor_update;
   FactorDiagonalFn factor_diagonal;
   FactorRowsFn factor_rows;

@@ -28,7 +28,10 @@ void test_factor_and_solve(const Kernels& kernels, std::mt19937& random, size_t 
   ThreadPool pool(2);
   const auto gram = gram_of(random, n);
   std::vector<float> reach(n * n, NAN);
-  CHECK(factor_matrix(kernels.rounding, gram.data(), n, reach.data(), pool));
+  auto below = gram;  // what is above the diagonal is not read
+  for (size_t i = 0; i < n; ++i)
+    for (size_t j = i + 1; j < n; ++j) below[i * n + j] = NAN;
+  CHECK(factor_matrix(kernels.rounding, below.data(), n, reach.data(), pool));
   for (size_t i = 0; i < n; ++i)
     for (size_t j = 0; j < n; ++j) {
       double sum = 0.0;
@@ -36,10 +39,11 @@ void test_factor_and_solve(const Kernels& kernels, std::mt19937& random, size_t 
       CHECK_NEAR(sum, gram[i * n + j], 1e-5 * 10);
       if (j > i) CHECK(reach[i * n + j] == 0.0f);
     }
-  const auto right = normals(random, 3 * n);
+  const size_t rows = n == 40 ? 70 : 3;
+  const auto right = normals(random, rows * n);
   auto solved = right;
-  solve_matrix(kernels.rounding, reach.data(), n, solved.data(), 3, pool);
-  for (size_t r = 0; r < 3; ++r)
+  solve_matrix(kernels.rounding, reach.data(), n, solved.data(), rows, pool);
+  for (size_t r = 0; r < rows; ++r)
     for (size_t j = 0; j < n; ++j) {
       double sum = 0.0;
       for (size_t k = 0; k < n; ++k) sum += static_cast<double>(solved[r * n + k]) * gram[k * n + j];
@@ -135,11 +139,10 @@ void test_multiply(const Kernels& kernels, std::mt19937& random) {
   for (size_t cols : {1, 24, 150})
     for (size_t rows : {1, 70, 300}) {
       const auto x = normals(random, rows * cols), w = normals(random, 301 * cols);
-      std::vector<float> out(rows * 301, NAN), again = out, lower(rows * rows, NAN);
+      std::vector<float> out(rows * 301, NAN), again = out;
       ThreadPool one(1), two(2);
-      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, false, out.data(), one);
-      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, false, again.data(), two);
-      multiply_matrix(kernels, x.data(), rows, x.data(), rows, cols, true, lower.data(), two);
+      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, out.data(), one);
+      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, again.data(), two);
       CHECK(out == again);
       for (size_t r = 0; r < rows; ++r) {
         for (size_t o = 0; o < 301; ++o) {
@@ -147,11 +150,30 @@ void test_multiply(const Kernels& kernels, std::mt19937& random) {
           for (size_t c = 0; c < cols; ++c) sum += static_cast<double>(x[r * cols + c]) * w[o * cols + c];
           CHECK_NEAR(out[r * 301 + o], sum, 1e-4 + 1e-5 * std::fabs(sum));
         }
-        for (size_t o = 0; o <= r; ++o) {
-          double sum = 0.0;
-          for (size_t c = 0; c < cols; ++c) sum += static_cast<double>(x[r * cols + c]) * x[o * cols + c];
-          CHECK_NEAR(lower[r * rows + o], sum, 1e-4 + 1e-5 * std::fabs(sum));
-        }
+      }
+    }
+}
+
+void check_product(const std::vector<float>& x, size_t m, size_t x_cols, const std::vector<float>& y, size_t n,
+                   size_t y_cols, float found) {
+  double sum = 0.0;
+  for (size_t t = 0; t < x.size() / x_cols; ++t) sum += static_cast<double>(x[t * x_cols + m]) * y[t * y_cols + n];
+  CHECK_NEAR(found, sum, 2e-4 + 1e-5 * std::fabs(sum));
+}
+
+void test_cross(const Kernels& kernels, std::mt19937& random) {
+  for (size_t cols : {1, 24, 150})
+    for (size_t rows : {1, 70, 1100}) {
+      const auto x = normals(random, rows * cols), y = normals(random, rows * 37);
+      std::vector<float> out(cols * 37, NAN), again = out, lower(cols * cols, NAN);
+      ThreadPool one(1), two(2);
+      cross_matrix(kernels, x.data(), cols, y.data(), 37, rows, false, out.data(), one);
+      cross_matrix(kernels, x.data(), cols, y.data(), 37, rows, false, again.data(), two);
+      cross_matrix(kernels, x.data(), cols, x.data(), cols, rows, true, lower.data(), two);
+      CHECK(out == again);
+      for (size_t m = 0; m < cols; ++m) {
+        for (size_t n = 0; n < 37; ++n) check_product(x, m, cols, y, n, 37, out[m * 37 + n]);
+        for (size_t n = 0; n <= m; ++n) check_product(x, m, cols, x, n, cols, lower[m * cols + n]);
       }
     }
 }
@@ -166,6 +188,7 @@ int main() {
       for (int bits : {4, 6, 8}) test_round(kernels, random, n, bits);
     test_round_keeps_codes(kernels);
     test_multiply(kernels, random);
+    test_cross(kernels, random);
   });
   std::puts("rounding: ok");
 }
