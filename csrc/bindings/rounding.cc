@@ -2,6 +2,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 
@@ -24,6 +26,8 @@ void require(bool ok, const char* what) {
 struct Calculator {
   const Kernels& kernels;
   std::shared_ptr<ThreadPool> pool;
+  std::unique_ptr<Workspace> memory = std::make_unique<Workspace>();
+  std::unique_ptr<std::mutex> one_call_at_a_time = std::make_unique<std::mutex>();
 
   Calculator(const std::string& isa, int threads)
       : kernels(kernels_for(isa_from_name(isa))), pool(ThreadPool::shared(threads)) {}
@@ -31,28 +35,32 @@ struct Calculator {
   void multiply(const Table<const float>& x, const Table<const float>& w, const Table<float>& out) const {
     require(x.shape(1) == w.shape(1) && has_shape(out, x.shape(0), w.shape(0)), "multiply: shapes do not fit together");
     const nb::gil_scoped_release free;
-    multiply_matrix(kernels, x.data(), x.shape(0), w.data(), w.shape(0), x.shape(1), out.data(), *pool);
+    const std::lock_guard<std::mutex> lock(*one_call_at_a_time);
+    multiply_matrix(kernels, x.data(), x.shape(0), w.data(), w.shape(0), x.shape(1), out.data(), *memory, *pool);
   }
 
   void cross(const Table<const float>& x, const Table<const float>& y, const Table<float>& out, bool lower) const {
     require(x.shape(0) == y.shape(0) && has_shape(out, x.shape(1), y.shape(1)), "cross: shapes do not fit together");
     require(!lower || x.shape(1) == y.shape(1), "cross: lower needs a square result");
     const nb::gil_scoped_release free;
-    cross_matrix(kernels, x.data(), x.shape(1), y.data(), y.shape(1), x.shape(0), lower, out.data(), *pool);
+    const std::lock_guard<std::mutex> lock(*one_call_at_a_time);
+    cross_matrix(kernels, x.data(), x.shape(1), y.data(), y.shape(1), x.shape(0), lower, out.data(), *memory, *pool);
   }
 
   bool factor(const Table<const float>& gram, const Table<float>& reach) const {
     const size_t n = gram.shape(0);
     require(has_shape(gram, n, n) && has_shape(reach, n, n), "factor: both must be square and of one size");
     const nb::gil_scoped_release free;
-    return factor_matrix(kernels.rounding, gram.data(), n, reach.data(), *pool);
+    const std::lock_guard<std::mutex> lock(*one_call_at_a_time);
+    return factor_matrix(kernels.rounding, gram.data(), n, reach.data(), *memory, *pool);
   }
 
   void solve(const Table<const float>& reach, const Table<float>& values) const {
     const size_t n = reach.shape(0);
     require(has_shape(reach, n, n) && values.shape(1) == n, "solve: shapes do not fit together");
     const nb::gil_scoped_release free;
-    solve_matrix(kernels.rounding, reach.data(), n, values.data(), values.shape(0), *pool);
+    const std::lock_guard<std::mutex> lock(*one_call_at_a_time);
+    solve_matrix(kernels.rounding, reach.data(), n, values.data(), values.shape(0), *memory, *pool);
   }
 
   void round(const Table<const float>& weights, const std::optional<Table<const float>>& reach,
@@ -76,6 +84,7 @@ struct Calculator {
     how.low = bits == 8 ? -127.0f : bits == 6 ? -32.0f : -8.0f;
     how.factors = bits == 4;
     const nb::gil_scoped_release free;
+    const std::lock_guard<std::mutex> lock(*one_call_at_a_time);
     round_matrix(kernels.rounding, how, weights.data(), rows,
                  {codes.data(), scales.data(), subs ? subs->data() : nullptr, exact_weights.data()}, *pool);
   }

@@ -48,7 +48,7 @@ class Calculator:
 
     def gram(self, x: Array) -> Array:
         """Return x.T @ x for x [T, K]; what is above the diagonal is not all there."""
-        x, out = _rows(x), np.empty((x.shape[1], x.shape[1]), np.float32)
+        x, out = _rows(x), np.zeros((x.shape[1], x.shape[1]), np.float32)
         self._native.cross(x, x, out, lower=True)
         return out
 

@@ -60,9 +60,10 @@ void store_row(const Rounding& how, const PanelBuffers& from, size_t lane, size_
 void round_matrix(const RoundingKernels& kernels, const Rounding& how, const float* weights, size_t rows,
                   const RoundedMatrix& out, ThreadPool& pool) {
   const DefaultFloatMode mode;
-  pool.run(div_up(rows, kPanelRows), [&](size_t panel, int) {
+  std::vector<PanelBuffers> of_threads(static_cast<size_t>(pool.threads()), PanelBuffers(how));
+  pool.run(div_up(rows, kPanelRows), [&](size_t panel, int thread) {
     const DefaultFloatMode inside;
-    PanelBuffers buffers(how);
+    PanelBuffers& buffers = of_threads[static_cast<size_t>(thread)];
     load_panel(weights, rows, how.cols, panel * kPanelRows, buffers.weights.data());
     kernels.round_panel(how, buffers.weights.data(), buffers.view(), buffers.scratch.data());
     for (size_t r = 0; r < kPanelRows && panel * kPanelRows + r < rows; ++r)
@@ -71,25 +72,27 @@ void round_matrix(const RoundingKernels& kernels, const Rounding& how, const flo
 }
 
 void solve_matrix(const RoundingKernels& kernels, const float* reach, size_t n, float* values, size_t rows,
-                  ThreadPool& pool) {
+                  Workspace& memory, ThreadPool& pool) {
   const DefaultFloatMode mode;
-  pool.run(div_up(rows, kSolveLanes), [&](size_t part, int) {
+  float* of_threads = memory.left(static_cast<size_t>(pool.threads()) * kSolveLanes * n);
+  pool.run(div_up(rows, kSolveLanes), [&](size_t part, int thread) {
     const size_t first = part * kSolveLanes, count = std::min(kSolveLanes, rows - first);
-    std::vector<float> lanes(kSolveLanes * n, 0.0f);
-    for (size_t r = 0; r < count; ++r)
-      for (size_t c = 0; c < n; ++c) lanes[kSolveLanes * c + r] = values[(first + r) * n + c];
-    kernels.solve_panels(reach, n, lanes.data());
+    float* lanes = of_threads + static_cast<size_t>(thread) * kSolveLanes * n;
+    for (size_t c = 0; c < n; ++c)
+      for (size_t r = 0; r < kSolveLanes; ++r) lanes[kSolveLanes * c + r] = r < count ? values[(first + r) * n + c] : 0.0f;
+    kernels.solve_panels(reach, n, lanes);
     for (size_t r = 0; r < count; ++r)
       for (size_t c = 0; c < n; ++c) values[(first + r) * n + c] = lanes[kSolveLanes * c + r];
   });
 }
 
-bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, float* reach, ThreadPool& pool) {
+bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, float* reach, Workspace& memory,
+                   ThreadPool& pool) {
   const DefaultFloatMode mode;
   const size_t padded = round_up(n, kPanelRows), panels = padded / kPanelRows;
   // Padding rows are those of the unit matrix, which factor into themselves.
-  std::vector<float> columns(padded * padded, 0.0f);
-  const auto at = [&](size_t panel, size_t row) { return columns.data() + (panel * padded + row) * kPanelRows; };
+  float* columns = memory.left(padded * padded);
+  const auto at = [&](size_t panel, size_t row) { return columns + (panel * padded + row) * kPanelRows; };
   pool.run(panels, [&](size_t p, int) {
     for (size_t row = p * kPanelRows; row < padded; ++row)
       for (size_t lane = 0; lane < kPanelRows; ++lane) {
@@ -120,83 +123,81 @@ bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, 
 
 namespace {
 
-// Adds products of rows by panels to `out`, [rows][out_rows]; with `lower` some of those above the diagonal are left out.
-void add_products(const Kernels& kernels, const Matrix& w, const Rows& x, size_t rows, size_t out_rows, bool lower,
-                  float* out, ThreadPool& pool) {
+// Products of rows by panels to `out`, [rows][out_rows], which they are added to or which they replace; with `lower` some of
+// those above the diagonal are left out.
+void multiply_panels(const Kernels& kernels, const Matrix& w, const Rows& x, size_t rows, size_t out_rows, bool lower,
+                     bool add, float* out, ThreadPool& pool) {
   const size_t blocks = div_up(rows, kRowsAtOnce), parts = div_up(w.panels(), kPanelsAtOnce);
   pool.run(blocks * parts, [&](size_t task, int) {
     const size_t row = task % blocks * kRowsAtOnce, count = std::min(kRowsAtOnce, rows - row);
     const size_t panel = task / blocks * kPanelsAtOnce;
     const size_t panels = std::min(kPanelsAtOnce, w.panels() - panel), first = panel * kPanelRows;
     if (lower && first >= row + count) return;
-    std::vector<float> product(count * panels * kPanelRows);
-    std::vector<uint8_t> scratch(linear_scratch_bytes(w.cols));
-    kernels.linear(w, x, row, count, panel, panels, panel + panels, product.data(), panels * kPanelRows, scratch.data());
-    const size_t width = std::min(panels * kPanelRows, out_rows - first);
+    float product[kRowsAtOnce * kPanelsAtOnce * kPanelRows];
+    const size_t stride = panels * kPanelRows;
+    kernels.linear(w, x, row, count, panel, panels, panel + panels, product, stride, nullptr);  // float32 needs no scratch
+    const size_t width = std::min(stride, out_rows - first);
     for (size_t r = 0; r < count; ++r) {
       float* to = out + (row + r) * out_rows + first;
-      for (size_t c = 0; c < width; ++c) to[c] += product[r * panels * kPanelRows + c];
+      for (size_t c = 0; c < width; ++c) to[c] = product[r * stride + c] + (add ? to[c] : 0.0f);
     }
   });
 }
 
-void clear_rows(float* out, size_t rows, size_t cols, ThreadPool& pool) {
-  pool.run(rows, [&](size_t row, int) { std::memset(out + row * cols, 0, cols * sizeof(float)); });
+// Columns [first, first + 16) of `from`, [rows][cols], as lines of a panel: zeros behind the last row and column.
+void load_columns(const float* from, size_t rows, size_t cols, size_t first, size_t padded, float* panel) {
+  for (size_t t = 0; t < padded; ++t)
+    for (size_t lane = 0; lane < kPanelRows; ++lane)
+      panel[kPanelRows * t + lane] = t < rows && first + lane < cols ? from[t * cols + first + lane] : 0.0f;
+}
+
+// ... as rows of `padded` values.
+void turn_columns(const float* from, size_t rows, size_t cols, size_t first, size_t padded, float* to) {
+  const size_t width = std::min(kPanelRows, cols - first);
+  for (size_t t = 0; t < padded; ++t)
+    for (size_t lane = 0; lane < width; ++lane) to[lane * padded + t] = t < rows ? from[t * cols + first + lane] : 0.0f;
 }
 
 }  // namespace
 
 void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const float* w, size_t out_rows, size_t cols,
-                     float* out, ThreadPool& pool) {
+                     float* out, Workspace& memory, ThreadPool& pool) {
   const DefaultFloatMode mode;
-  const Source source{.data = w,
-                      .dtype = Dtype::fp32,
-                      .rows = out_rows,
-                      .cols = cols,
-                      .row_stride = static_cast<ptrdiff_t>(cols),
-                      .col_stride = 1};
-  const PackedMatrix packed = pack(Precision::fp32, {}, {source}, plain_rows(out_rows), plain_cols(cols), kernels, pool);
-  const size_t padded = packed.view.cols;
-  AlignedBuffer left(rows * padded * sizeof(float) + kLineBytes);
-  float* copy = reinterpret_cast<float*>(left.data());
+  const size_t padded = round_up(cols, kPanelRows), panels = div_up(out_rows, kPanelRows);
+  float *left = memory.left(rows * padded), *right = memory.right(panels * kPanelRows * padded);
   pool.run(rows, [&](size_t row, int) {
-    std::memcpy(copy + row * padded, x + row * cols, cols * sizeof(float));
-    std::memset(copy + row * padded + cols, 0, (padded - cols) * sizeof(float));
+    std::memcpy(left + row * padded, x + row * cols, cols * sizeof(float));
+    std::memset(left + row * padded + cols, 0, (padded - cols) * sizeof(float));
   });
-  clear_rows(out, rows, out_rows, pool);
-  const Rows prepared{.data = left.data(), .stride = padded * sizeof(float)};
-  add_products(kernels, packed.view, prepared, rows, out_rows, false, out, pool);
+  pool.run(panels, [&](size_t p, int) {
+    float* panel = right + p * kPanelRows * padded;
+    load_panel(w, out_rows, cols, p * kPanelRows, panel);
+    std::memset(panel + kPanelRows * cols, 0, kPanelRows * (padded - cols) * sizeof(float));
+  });
+  Matrix packed = describe(Precision::fp32, {}, panels * kPanelRows, padded, 0);
+  packed.set_data(reinterpret_cast<const uint8_t*>(right));
+  const Rows prepared{.data = reinterpret_cast<uint8_t*>(left), .stride = padded * sizeof(float)};
+  multiply_panels(kernels, packed, prepared, rows, out_rows, false, false, out, pool);
 }
 
 void cross_matrix(const Kernels& kernels, const float* x, size_t x_cols, const float* y, size_t y_cols, size_t rows,
-                  bool lower, float* out, ThreadPool& pool) {
+                  bool lower, float* out, Workspace& memory, ThreadPool& pool) {
   const DefaultFloatMode mode;
   const size_t depth = std::min(kDepthAtOnce, round_up(rows, kPanelRows));
-  const size_t left_panels = div_up(x_cols, kPanelRows), right_panels = div_up(y_cols, kPanelRows);
-  AlignedBuffer left(left_panels * kPanelRows * depth * sizeof(float) + kLineBytes);
-  AlignedBuffer right(right_panels * kPanelRows * depth * sizeof(float));
-  clear_rows(out, x_cols, y_cols, pool);
+  const size_t x_panels = div_up(x_cols, kPanelRows), y_panels = div_up(y_cols, kPanelRows);
+  float *left = memory.left(x_panels * kPanelRows * depth), *right = memory.right(y_panels * kPanelRows * depth);
   for (size_t at = 0; at < rows; at += kDepthAtOnce) {
     const size_t some = std::min(kDepthAtOnce, rows - at), padded = round_up(some, kPanelRows);
-    pool.run(right_panels, [&](size_t p, int) {  // a line of a panel is a piece of a row
-      float* to = reinterpret_cast<float*>(right.data()) + p * kPanelRows * padded;
-      for (size_t t = 0; t < padded; ++t)
-        for (size_t lane = 0; lane < kPanelRows; ++lane) {
-          const size_t col = p * kPanelRows + lane;
-          to[t * kPanelRows + lane] = t < some && col < y_cols ? y[(at + t) * y_cols + col] : 0.0f;
-        }
+    pool.run(y_panels, [&](size_t p, int) {
+      load_columns(y + at * y_cols, some, y_cols, p * kPanelRows, padded, right + p * kPanelRows * padded);
     });
-    pool.run(left_panels, [&](size_t p, int) {
-      float* to = reinterpret_cast<float*>(left.data()) + p * kPanelRows * padded;
-      const size_t width = std::min(kPanelRows, x_cols - p * kPanelRows);
-      for (size_t t = 0; t < padded; ++t)
-        for (size_t lane = 0; lane < width; ++lane)
-          to[lane * padded + t] = t < some ? x[(at + t) * x_cols + p * kPanelRows + lane] : 0.0f;
+    pool.run(x_panels, [&](size_t p, int) {
+      turn_columns(x + at * x_cols, some, x_cols, p * kPanelRows, padded, left + p * kPanelRows * padded);
     });
-    Matrix w = describe(Precision::fp32, {}, right_panels * kPanelRows, padded, 0);
-    w.set_data(right.data());
-    const Rows prepared{.data = left.data(), .stride = padded * sizeof(float)};
-    add_products(kernels, w, prepared, x_cols, y_cols, lower, out, pool);
+    Matrix packed = describe(Precision::fp32, {}, y_panels * kPanelRows, padded, 0);
+    packed.set_data(reinterpret_cast<const uint8_t*>(right));
+    const Rows prepared{.data = reinterpret_cast<uint8_t*>(left), .stride = padded * sizeof(float)};
+    multiply_panels(kernels, packed, prepared, x_cols, y_cols, lower, at > 0, out, pool);
   }
 }
 

@@ -25,13 +25,14 @@ std::vector<float> gram_of(std::mt19937& random, size_t n) {
 }
 
 void test_factor_and_solve(const Kernels& kernels, std::mt19937& random, size_t n) {
+  Workspace memory;
   ThreadPool pool(2);
   const auto gram = gram_of(random, n);
   std::vector<float> reach(n * n, NAN);
   auto below = gram;  // what is above the diagonal is not read
   for (size_t i = 0; i < n; ++i)
     for (size_t j = i + 1; j < n; ++j) below[i * n + j] = NAN;
-  CHECK(factor_matrix(kernels.rounding, below.data(), n, reach.data(), pool));
+  CHECK(factor_matrix(kernels.rounding, below.data(), n, reach.data(), memory, pool));
   for (size_t i = 0; i < n; ++i)
     for (size_t j = 0; j < n; ++j) {
       double sum = 0.0;
@@ -42,7 +43,7 @@ void test_factor_and_solve(const Kernels& kernels, std::mt19937& random, size_t 
   const size_t rows = n == 40 ? 70 : 3;
   const auto right = normals(random, rows * n);
   auto solved = right;
-  solve_matrix(kernels.rounding, reach.data(), n, solved.data(), rows, pool);
+  solve_matrix(kernels.rounding, reach.data(), n, solved.data(), rows, memory, pool);
   for (size_t r = 0; r < rows; ++r)
     for (size_t j = 0; j < n; ++j) {
       double sum = 0.0;
@@ -51,7 +52,7 @@ void test_factor_and_solve(const Kernels& kernels, std::mt19937& random, size_t 
     }
   std::vector<float> negative(n * n, 0.0f);
   for (size_t i = 0; i < n; ++i) negative[i * n + i] = i == n / 2 ? -1.0f : 1.0f;
-  CHECK(!factor_matrix(kernels.rounding, negative.data(), n, reach.data(), pool));
+  CHECK(!factor_matrix(kernels.rounding, negative.data(), n, reach.data(), memory, pool));
 }
 
 struct Result {
@@ -98,7 +99,8 @@ void test_round(const Kernels& kernels, std::mt19937& random, size_t n, int bits
   const auto gram = gram_of(random, n);
   std::vector<float> reach(n * n), weigh(n), ones(n, 1.0f);
   ThreadPool pool(1);
-  CHECK(factor_matrix(kernels.rounding, gram.data(), n, reach.data(), pool));
+  Workspace memory;
+  CHECK(factor_matrix(kernels.rounding, gram.data(), n, reach.data(), memory, pool));
   for (size_t i = 0; i < n; ++i) weigh[i] = reach[i * n + i] * reach[i * n + i];
   std::vector<uint8_t> exact(n, 0);
   exact[n / 2] = exact[n - 1] = 1;
@@ -136,13 +138,14 @@ void test_round_keeps_codes(const Kernels& kernels) {
 }
 
 void test_multiply(const Kernels& kernels, std::mt19937& random) {
+  Workspace memory;  // of larger calls before too
   for (size_t cols : {1, 24, 150})
     for (size_t rows : {1, 70, 300}) {
       const auto x = normals(random, rows * cols), w = normals(random, 301 * cols);
       std::vector<float> out(rows * 301, NAN), again = out;
       ThreadPool one(1), two(2);
-      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, out.data(), one);
-      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, again.data(), two);
+      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, out.data(), memory, one);
+      multiply_matrix(kernels, x.data(), rows, w.data(), 301, cols, again.data(), memory, two);
       CHECK(out == again);
       for (size_t r = 0; r < rows; ++r) {
         for (size_t o = 0; o < 301; ++o) {
@@ -162,14 +165,15 @@ void check_product(const std::vector<float>& x, size_t m, size_t x_cols, const s
 }
 
 void test_cross(const Kernels& kernels, std::mt19937& random) {
+  Workspace memory;
   for (size_t cols : {1, 24, 150})
     for (size_t rows : {1, 70, 1100}) {
       const auto x = normals(random, rows * cols), y = normals(random, rows * 37);
       std::vector<float> out(cols * 37, NAN), again = out, lower(cols * cols, NAN);
       ThreadPool one(1), two(2);
-      cross_matrix(kernels, x.data(), cols, y.data(), 37, rows, false, out.data(), one);
-      cross_matrix(kernels, x.data(), cols, y.data(), 37, rows, false, again.data(), two);
-      cross_matrix(kernels, x.data(), cols, x.data(), cols, rows, true, lower.data(), two);
+      cross_matrix(kernels, x.data(), cols, y.data(), 37, rows, false, out.data(), memory, one);
+      cross_matrix(kernels, x.data(), cols, y.data(), 37, rows, false, again.data(), memory, two);
+      cross_matrix(kernels, x.data(), cols, x.data(), cols, rows, true, lower.data(), memory, two);
       CHECK(out == again);
       for (size_t m = 0; m < cols; ++m) {
         for (size_t n = 0; n < 37; ++n) check_product(x, m, cols, y, n, 37, out[m * 37 + n]);
