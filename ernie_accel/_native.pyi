@@ -115,6 +115,9 @@ class Calculator:
         w: npt.NDArray[np.float32],
         out: npt.NDArray[np.float32],
     ) -> None: ...
+    def multiply_codes(
+        self, x: npt.NDArray[np.float32], w: Tensor, group: int, out: npt.NDArray[np.float32]
+    ) -> None: ...
     def cross(
         self,
         x: npt.NDArray[np.float32],

@@ -39,6 +39,15 @@ struct Calculator {
     multiply_matrix(kernels, x.data(), x.shape(0), w.data(), w.shape(0), x.shape(1), out.data(), *memory, *pool);
   }
 
+  void multiply_codes(const Table<const float>& x, const BoundTensor& w, size_t group, const Table<float>& out) const {
+    const Source& source = w.source;
+    require(source.codes != nullptr, "multiply_codes: the matrix has no codes");
+    require(x.shape(1) == source.cols && has_shape(out, x.shape(0), source.rows), "multiply_codes: shapes do not fit");
+    const nb::gil_scoped_release free;
+    const std::lock_guard<std::mutex> lock(*one_call_at_a_time);
+    ernie::multiply_codes(kernels, x.data(), x.shape(0), source, group, out.data(), *memory, *pool);
+  }
+
   void cross(const Table<const float>& x, const Table<const float>& y, const Table<float>& out, bool lower) const {
     require(x.shape(0) == y.shape(0) && has_shape(out, x.shape(1), y.shape(1)), "cross: shapes do not fit together");
     require(!lower || x.shape(1) == y.shape(1), "cross: lower needs a square result");
@@ -96,6 +105,7 @@ void bind_rounding(nb::module_& m) {
   nb::class_<Calculator>(m, "Calculator", "Arithmetic of calibration; see csrc/kernels/rounding/.")
       .def(nb::init<const std::string&, int>(), nb::arg("isa"), nb::arg("threads"))
       .def("multiply", &Calculator::multiply, nb::arg("x"), nb::arg("w"), nb::arg("out"))
+      .def("multiply_codes", &Calculator::multiply_codes, nb::arg("x"), nb::arg("w"), nb::arg("group"), nb::arg("out"))
       .def("cross", &Calculator::cross, nb::arg("x"), nb::arg("y"), nb::arg("out"), nb::arg("lower") = false)
       .def("factor", &Calculator::factor, nb::arg("gram"), nb::arg("reach"))
       .def("solve", &Calculator::solve, nb::arg("reach"), nb::arg("values"))

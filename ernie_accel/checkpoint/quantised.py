@@ -6,7 +6,7 @@ Quantization (``ernie_accel.quant``) makes them, a backend multiplies them as th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,19 @@ class QuantisedMatrix:
         """Rows and columns."""
         rows, cols = self.codes.shape
         return rows, cols
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """All fields in their order, which is what ``_native.Tensor.quantised`` takes."""
+        return (
+            self.bits,
+            self.group,
+            self.codes,
+            self.scales,
+            self.subs,
+            self.exact,
+            self.exact_weights,
+        )
 
     def to_float32(self) -> npt.NDArray[np.float32]:
         """Values that the codes stand for, float32 [rows, cols]."""

@@ -11,12 +11,23 @@ __all__ = ["choose_exact", "mean_squares", "rounded"]
 
 Columns = npt.NDArray[np.int32]
 
+_ROWS_AT_ONCE = 128
+"""Rows whose intermediate results stay in the cache."""
+
 
 def rounded(x: Array, group: int, exact: Columns) -> Array:
     """Return x [T, K] after a round trip through int8 with a scale for each row and ``group`` columns.
 
     Columns ``exact`` stay as they are and do not widen the scales.
     """
+    out = np.empty_like(x, order="C")
+    for at in range(0, len(x), _ROWS_AT_ONCE):
+        rows = slice(at, at + _ROWS_AT_ONCE)
+        out[rows] = _rounded(x[rows], group, exact)
+    return out
+
+
+def _rounded(x: Array, group: int, exact: Columns) -> Array:
     inner = x.copy()
     inner[:, exact] = 0
     grouped = _grouped(inner, group)
@@ -26,7 +37,7 @@ def rounded(x: Array, group: int, exact: Columns) -> Array:
     grouped *= top / np.float32(127)
     out = grouped.reshape(len(x), grouped.shape[1] * group)[:, : x.shape[1]]
     out[:, exact] = x[:, exact]
-    return np.ascontiguousarray(out)
+    return out
 
 
 def mean_squares(x: Array) -> Array:

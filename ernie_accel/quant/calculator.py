@@ -46,6 +46,17 @@ class Calculator:
         self._native.multiply(_rows(x), _rows(w), out)
         return out
 
+    def multiply_codes(self, x: Array, matrix: QuantisedMatrix, group: int) -> Array:
+        """Return what a model makes of x [T, K] with a quantised matrix [N, K]: [T, N].
+
+        ``group`` columns of x share a scale in int8, exact columns take part as they are.
+        """
+        from ernie_accel import _native
+
+        out = np.empty((len(x), len(matrix.codes)), np.float32)
+        self._native.multiply_codes(_rows(x), _native.Tensor.quantised(*matrix.parts), group, out)
+        return out
+
     def gram(self, x: Array) -> Array:
         """Return x.T @ x for x [T, K]; what is above the diagonal is not all there."""
         x, out = _rows(x), np.zeros((x.shape[1], x.shape[1]), np.float32)
@@ -64,12 +75,14 @@ class Calculator:
         Of ``gram`` only what is on or below the diagonal counts. ``damping`` is how much more, as a share of the mean;
         ten times as much is tried as long as rounding leaves the matrix without a factor.
         """
-        mean = float(np.mean(np.diag(gram), dtype=np.float64)) or 1.0
-        reach = np.empty_like(gram)
+        plain = np.diag(gram).copy()
+        mean = float(np.mean(plain, dtype=np.float64)) or 1.0
+        damped, reach = _rows(gram), np.empty_like(gram)
         while True:
-            damped = gram.copy()
-            damped[np.diag_indices_from(damped)] += np.float32(max(damping, 1e-6) * mean)
-            if self._native.factor(damped, reach):
+            np.fill_diagonal(damped, plain + np.float32(max(damping, 1e-6) * mean))
+            found = self._native.factor(damped, reach)
+            np.fill_diagonal(damped, plain)  # a copy of a large matrix takes as long as a fifth of its factor
+            if found:
                 return reach
             if damping > 1e6:
                 raise CapacityError(

@@ -108,33 +108,23 @@ class Fitter:
 
         ``exact`` names the exact columns; None chooses them.
         """
-        seen = self.fit(kind, weights, x, exact)
-        return self.passed(kind, weights, x, seen)
+        self.fit(kind, weights, x, exact)
+        return self.passed(kind, weights, x)
 
-    def passed(
-        self, kind: Kind, weights: dict[str, Array], x: Streams, seen: Array | None = None
-    ) -> list[Streams]:
-        """Return what quantised matrices make of ``x``, and the checkpoint's of the ideal one.
-
-        All of them have the same exact columns; ``seen`` is what they make of our inputs, if it is known.
-        """
-        results = []
+    def passed(self, kind: Kind, weights: dict[str, Array], x: Streams) -> list[Streams]:
+        """Return what quantised matrices make of ``x``, and the checkpoint's of the ideal one."""
+        results, group = [], self.recipe.activation_group(kind)
         for name, weight in weights.items():
-            quantised = self.matrices[name]
-            if seen is None:
-                seen = self._seen(kind, x.ours, quantised.exact)
-            ours = self.calculator.multiply(seen, quantised.to_float32())
+            ours = self.calculator.multiply_codes(x.ours, self.matrices[name], group)
             ideal = ours if x.ideal is x.ours else self.calculator.multiply(x.ideal, weight)
             results.append(Streams(ours, ideal))
         return results
 
-    def fit(
-        self, kind: Kind, weights: dict[str, Array], x: Streams, exact: Columns | None = None
-    ) -> Array | None:
-        """Quantise matrices that read ``x``; return our inputs as they see them, None if they were finished before."""
+    def fit(self, kind: Kind, weights: dict[str, Array], x: Streams, exact: Columns | None = None) -> None:
+        """Quantise matrices that read ``x``."""
         if all(name in self.given for name in weights):
             self.matrices.update({name: self.given[name] for name in weights})
-            return None
+            return
         _check_finite(weights)
         recipe = self.recipe
         if exact is None:
@@ -145,7 +135,6 @@ class Fitter:
             parts = [fit(weight[at : at + ROWS_AT_ONCE]) for at in range(0, len(weight), ROWS_AT_ONCE)]
             self.matrices[name] = _joined(parts)
             self.errors[name] = self._error(weight, self.matrices[name], x.ours, seen)
-        return seen
 
     def nearest(
         self,
@@ -247,14 +236,15 @@ class _Follow:
         if 2 * rows * tokens >= cols * (tokens + cols):  # multiplications of both ways
             self._missing = np.ascontiguousarray(calculator.solve(reach, calculator.cross(off, seen)).T)
         else:
-            self._off, self._turned = off, np.ascontiguousarray(seen.T)
+            self._off, self._seen = off, seen
 
     def __call__(self, weights: Array) -> Array:
-        multiply = self._calculator.multiply
+        calculator = self._calculator
         if self._missing is not None:
-            moved = multiply(weights, self._missing)
+            moved = calculator.multiply(weights, self._missing)
         else:
-            moved = self._calculator.solve(self._reach, multiply(multiply(weights, self._off), self._turned))
+            missing = calculator.multiply(self._off, weights)  # of the results, [T, rows]
+            moved = calculator.solve(self._reach, calculator.cross(missing, self._seen))
         moved *= self._share
         moved += weights
         return moved

@@ -134,8 +134,9 @@ void multiply_panels(const Kernels& kernels, const Matrix& w, const Rows& x, siz
     const size_t panels = std::min(kPanelsAtOnce, w.panels() - panel), first = panel * kPanelRows;
     if (lower && first >= row + count) return;
     float product[kRowsAtOnce * kPanelsAtOnce * kPanelRows];
+    std::vector<uint8_t> scratch(is_quantised(w.precision) ? linear_scratch_bytes(w.cols) : 0);
     const size_t stride = panels * kPanelRows;
-    kernels.linear(w, x, row, count, panel, panels, panel + panels, product, stride, nullptr);  // float32 needs no scratch
+    kernels.linear(w, x, row, count, panel, panels, panel + panels, product, stride, scratch.data());
     const size_t width = std::min(stride, out_rows - first);
     for (size_t r = 0; r < count; ++r) {
       float* to = out + (row + r) * out_rows + first;
@@ -178,6 +179,27 @@ void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const 
   packed.set_data(reinterpret_cast<const uint8_t*>(right));
   const Rows prepared{.data = reinterpret_cast<uint8_t*>(left), .stride = padded * sizeof(float)};
   multiply_panels(kernels, packed, prepared, rows, out_rows, false, false, out, pool);
+}
+
+void multiply_codes(const Kernels& kernels, const float* x, size_t rows, const Source& w, size_t group, float* out,
+                    Workspace& memory, ThreadPool& pool) {
+  const DefaultFloatMode mode;
+  const size_t padded = round_up(w.cols, kPanelRows);
+  const PackedMatrix packed = pack(Precision::fp32, {group, 0}, {w}, plain_rows(w.rows), plain_cols(w.cols), pool);
+  const Matrix& m = packed.view;
+  const size_t stride = prepared_bytes(m), groups = m.groups(), sixteenths = padded / kSubColumns;
+  AlignedBuffer bytes(rows * stride + kLineBytes);
+  std::vector<float> scales(rows * groups), exact(rows * kMaxExact);
+  std::vector<int32_t> offsets(rows * groups), fine(rows * sixteenths);
+  const Rows prepared{bytes.data(), stride, scales.data(), offsets.data(), fine.data(), exact.data(), groups, sixteenths};
+  float* of_threads = memory.left(static_cast<size_t>(pool.threads()) * padded);
+  pool.run(rows, [&](size_t row, int thread) {
+    float* copy = of_threads + static_cast<size_t>(thread) * padded;
+    std::memcpy(copy, x + row * w.cols, w.cols * sizeof(float));
+    std::memset(copy + w.cols, 0, (padded - w.cols) * sizeof(float));
+    kernels.prepare(m, copy, 0, padded, prepared, row);
+  });
+  multiply_panels(kernels, m, prepared, rows, w.rows, false, false, out, pool);
 }
 
 void cross_matrix(const Kernels& kernels, const float* x, size_t x_cols, const float* y, size_t y_cols, size_t rows,

@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
+#include "kernels/linear/pack.h"
 
 namespace ernie {
 
@@ -45,6 +46,10 @@ bool factor_matrix(const RoundingKernels& kernels, const float* gram, size_t n, 
 // out[m][n] = sum over k of x[m][k] * w[n][k]; x is [rows][cols], w [out_rows][cols].
 void multiply_matrix(const Kernels& kernels, const float* x, size_t rows, const float* w, size_t out_rows, size_t cols,
                      float* out, Workspace& memory, ThreadPool& pool);
+
+// What a model computes with a quantised matrix: out[m][n] for x, [rows][cols], of which `group` columns share a scale.
+void multiply_codes(const Kernels& kernels, const float* x, size_t rows, const Source& w, size_t group, float* out,
+                    Workspace& memory, ThreadPool& pool);
 
 // out[m][n] = sum over t of x[t][m] * y[t][n]; x is [rows][x_cols], y [rows][y_cols]. With `lower`, which wants x and y to
 // be the same, only what is on or below the diagonal counts, and not all of the rest is written.

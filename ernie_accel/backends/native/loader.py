@@ -11,7 +11,7 @@ from ernie_accel.types import Progress
 
 if TYPE_CHECKING:
     from ernie_accel import _native
-    from ernie_accel.checkpoint.quantised import QuantisedCheckpoint, QuantisedMatrix
+    from ernie_accel.checkpoint.quantised import QuantisedCheckpoint
 
 __all__ = ["TensorSource", "load_layer", "load_weights", "set_embedding", "set_head"]
 
@@ -41,28 +41,16 @@ class TensorSource:
         """Return a matrix that is multiplied."""
         if self._quantised is None:
             return self(name)
+        from ernie_accel import _native
+
         matrix = self._quantised.matrix(name)
         self._done += matrix.codes.nbytes
-        return _codes(matrix)
+        return _native.Tensor.quantised(*matrix.parts)
 
     def report(self, *, end: bool = False) -> None:
         """Say how far it is."""
         if self._progress is not None:
             self._progress("load", self._total if end else min(self._done, self._total), self._total)
-
-
-def _codes(matrix: QuantisedMatrix) -> _native.Tensor:
-    from ernie_accel import _native
-
-    return _native.Tensor.quantised(
-        matrix.bits,
-        matrix.group,
-        matrix.codes,
-        matrix.scales,
-        matrix.subs,
-        matrix.exact,
-        matrix.exact_weights,
-    )
 
 
 def load_weights(model: _native.Model, checkpoint: Checkpoint, progress: Progress | None) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from ernie_accel.checkpoint.quantised import Bits, bfloat16_bits, bfloat16_values
 from ernie_accel.errors import CapacityError
+from ernie_accel.quant.activations import rounded
 from ernie_accel.quant.calculator import Array, Calculator
 from tests.unit.quant.conftest import correlated
 
@@ -25,6 +26,19 @@ def test_products(calculator: Calculator, rng: np.random.Generator) -> None:
     gram = calculator.gram(x)
     np.testing.assert_allclose(np.tril(gram), np.tril(x.T @ x), atol=0.2)
     np.testing.assert_allclose(calculator.cross(x, y), x.T @ y, atol=0.2)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 128), (6, 64), (8, 64)])
+@pytest.mark.parametrize("cols", [24, 200, 256])
+def test_products_with_codes(
+    calculator: Calculator, rng: np.random.Generator, bits: int, group: int, cols: int
+) -> None:
+    x = correlated(rng, 70, cols)
+    weights = rng.normal(size=(37, cols)).astype(np.float32)
+    exact = np.array([3, cols - 2], np.int32)
+    matrix = calculator.round(weights, bits=cast(Bits, bits), group=group, exact=exact, clips=(1.0,))
+    wanted = rounded(x, 32, exact) @ matrix.to_float32().T
+    np.testing.assert_allclose(calculator.multiply_codes(x, matrix, 32), wanted, atol=1e-3)
 
 
 def test_factor_and_solve(calculator: Calculator, rng: np.random.Generator) -> None:
@@ -113,6 +127,7 @@ def test_threads_do_not_change_a_bit(rng: np.random.Generator) -> None:
         reach = calculator.factor(gram, 0.01)
         matrix = calculator.round(weights, bits=4, group=128, exact=NONE, clips=(1.0, 0.9), reach=reach)
         assert matrix.subs is not None
-        parts = (calculator.multiply(x, weights), gram, reach, calculator.solve(reach, weights))
+        products = (calculator.multiply(x, weights), calculator.multiply_codes(x, matrix, 64))
+        parts = (*products, gram, reach, calculator.solve(reach, weights))
         results.append(b"".join(a.tobytes() for a in (*parts, matrix.codes, matrix.scales, matrix.subs)))
     assert results[0] == results[1] == results[2]
