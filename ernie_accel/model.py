@@ -72,7 +72,7 @@ class Model(Generation, Closing):
                 ``ernie_accel.testing``.
             backend: A name from ``ernie_accel.backends()``; ``"auto"`` takes the fastest that can run here.
             precision: Of the weights; ``"auto"`` is int8 on ``native``, fp32 on ``reference``.
-            kv_precision: Of the KV cache; ``"auto"`` is fp32 with precision fp32, else bf16.
+            kv_precision: Of the KV cache; ``"auto"`` is the precision of the weights, int8 with int4.
             device: None leaves the choice to the backend.
             max_context: Largest length of prompt and output together, tokens; None: what the model was trained for.
             max_batch: Largest number of requests that are decoded together; None: 32.

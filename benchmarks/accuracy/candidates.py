@@ -72,7 +72,7 @@ def everywhere(scheme: Scheme) -> Recipe:
     return body_and_head(scheme, scheme)
 
 
-def quantised(precision: QuantPrecision, kv_precision: KvPrecision = "auto") -> Loader:
+def quantised(precision: QuantPrecision, kv_precision: KvPrecision = "bf16") -> Loader:
     """Load the directory that ``ea.quantize`` makes, as it lies."""
     return lambda path: ea.Model.load(directory(path, precision), kv_precision=kv_precision, progress=False)
 
@@ -94,9 +94,9 @@ def quantise(path: Path, precision: QuantPrecision, keep: bool) -> QuantizationR
 
 CANDIDATES: Mapping[str, Candidate] = {
     "int8": Candidate(quantised("int8"), '`ea.quantize(precision="int8")`, cache in bf16'),
-    "int8, int8 cache": Candidate(quantised("int8", "int8"), 'the same with `kv_precision="int8"`'),
+    "int8, int8 cache": Candidate(quantised("int8", "int8"), "the same with the cache in int8"),
     "int4": Candidate(quantised("int4"), '`ea.quantize(precision="int4")`, cache in bf16'),
-    "int4, int8 cache": Candidate(quantised("int4", "int8"), 'the same with `kv_precision="int8"`'),
+    "int4, int8 cache": Candidate(quantised("int4", "int8"), "the same with the cache in int8"),
     "bf16": Candidate(native("bf16"), '`precision="bf16"`'),
     "fp32, int8 cache": Candidate(
         native("fp32", "int8"), '`precision="fp32", kv_precision="int8"`: the cache alone'

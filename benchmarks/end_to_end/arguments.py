@@ -10,8 +10,8 @@ from .engines import DEFAULT, ENGINES
 LONG_ENGINES = (
     "ours-int8",
     "ours-int4",
-    "ours-int8-kv8",
-    "ours-int4-kv8",
+    "ours-int8-kv16",
+    "ours-int4-kv16",
     "llama-q8",
     "llama-q4",
     "openvino-int8",

@@ -60,6 +60,8 @@ ENGINES: dict[str, Entry] = {
     "ours-fp32": _ours("fp32"),
     "ours-int8-kv8": _ours("int8", "int8"),
     "ours-int4-kv8": _ours("int4", "int8"),
+    "ours-int8-kv16": _ours("int8", "bf16"),
+    "ours-int4-kv16": _ours("int4", "bf16"),
     "llama-q8": _llama("Q8_0"),
     "llama-q4": _llama("Q4_0", moe=True),
     "llama-bf16": _llama("BF16"),

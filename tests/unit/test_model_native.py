@@ -43,8 +43,16 @@ def drawn(completion: ea.Completion) -> tuple[Any, ...]:
 
 def test_automatic_precision_is_int8() -> None:
     with load() as model:
-        assert (model.info.precision, model.info.kv_precision) == ("int8", "bf16")
+        assert (model.info.precision, model.info.kv_precision) == ("int8", "int8")
         assert model.info.recipe is not None
+
+
+@pytest.mark.parametrize(
+    ("precision", "kv_precision"), [("fp32", "fp32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "int8")]
+)
+def test_the_automatic_cache_is_as_precise_as_the_weights(precision: Any, kv_precision: str) -> None:
+    with load(precision=precision) as model:
+        assert model.info.kv_precision == kv_precision
 
 
 def test_a_batch_is_its_prompts_one_by_one(model: ea.Model) -> None:

@@ -13,6 +13,7 @@ from ernie_accel.backends.native.translate import translate
 from ernie_accel.backends.registry import check_precision, settle_precision
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint
+from ernie_accel.checkpoint.packed.layout import QUANTISED
 from ernie_accel.errors import ArgumentError, CapacityError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _precision(options: LoadOptions) -> str:
 def _kv_precision(options: LoadOptions) -> str:
     if options.kv_precision != "auto":
         return options.kv_precision
-    return "fp32" if _precision(options) == "fp32" else "bf16"
+    return "int8" if _precision(options) in QUANTISED else _precision(options)
 
 
 def _threads(options: LoadOptions) -> int:
@@ -267,7 +268,7 @@ def _info(
     recipe: str,
 ) -> RunnerInfo:
     details: dict[str, Any] = {"isa": isa, "threads": threads, "weight_bytes": weight_bytes}
-    if _precision(options) in ("int8", "int4"):
+    if _precision(options) in QUANTISED:
         details["recipe"] = recipe
     return RunnerInfo(
         backend="native",

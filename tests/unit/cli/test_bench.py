@@ -23,7 +23,7 @@ def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tables_of_speed_and_profile(checkpoint_directory: Path, capsys: Out) -> None:
     assert main(["bench", str(checkpoint_directory), *FAST, "--profile", "--threads", "1"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("tiny-ERNIE, int8, KV bf16, 1 threads; read bandwidth 8.0 GB/s")
+    assert text.startswith("tiny-ERNIE, int8, KV int8, 1 threads; read bandwidth 8.0 GB/s")
     speeds = text.split("\n\n")[1].splitlines()
     assert [line.split()[0] for line in speeds[1:]] == ["prefill-8", "decode-4", "decode-4x2"]
     assert text.count("outside the core") == 3
