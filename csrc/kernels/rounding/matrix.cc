@@ -185,7 +185,7 @@ void multiply_codes(const Kernels& kernels, const float* x, size_t rows, const S
                     Workspace& memory, ThreadPool& pool) {
   const DefaultFloatMode mode;
   const size_t padded = round_up(w.cols, kPanelRows);
-  const PackedMatrix packed = pack(Precision::fp32, {group, 0}, {w}, plain_rows(w.rows), plain_cols(w.cols), pool);
+  const PackedMatrix packed = pack(Precision::fp32, {group, 0}, {w}, plain_rows(w.rows), plain_cols(w.cols), kernels, pool);
   const Matrix& m = packed.view;
   const size_t stride = prepared_bytes(m), groups = m.groups(), sixteenths = padded / kSubColumns;
   AlignedBuffer bytes(rows * stride + kLineBytes);
