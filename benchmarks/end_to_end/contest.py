@@ -29,12 +29,15 @@ class Values:
         ceilings: Read bandwidth right before each of them, bytes a second.
         step_bytes: Bytes that a decoding step reads; empty where the engine does not know.
         token: The first token after the prompt of a prefill.
+        peak: Largest resident memory of its process up to then, bytes, pages of a mapped model file among them; 0 where
+            the system does not tell.
     """
 
     rates: list[float] = field(default_factory=list)
     ceilings: list[float] = field(default_factory=list)
     step_bytes: list[int] = field(default_factory=list)
     token: int | None = None
+    peak: int = 0
 
 
 class Contestant:
@@ -140,6 +143,7 @@ def _turn(
     values.ceilings.append(ceiling())
     answer = engine.ask("measure", workload, rounds)
     values.rates.append(workload.rate(answer["seconds"]))
+    values.peak = max(values.peak, answer["peak"])
     if answer.get("bytes") is not None:
         values.step_bytes.append(answer["bytes"])
     return values.rates[-1]

@@ -11,8 +11,22 @@ from .plot import plot
 from .report import Result, best_peer
 
 HEADERS = {
-    "en": ("engine", "tokens/s, median", "lowest to highest", "of the read bandwidth", "{ours} ÷ it"),
-    "zh": ("引擎", "每秒 token 数（中位数）", "最低至最高", "占内存读带宽", "{ours} ÷ 该引擎"),
+    "en": (
+        "engine",
+        "tokens/s, median",
+        "lowest to highest",
+        "of the read bandwidth",
+        "peak memory",
+        "{ours} ÷ it",
+    ),
+    "zh": (
+        "引擎",
+        "每秒 token 数（中位数）",
+        "最低至最高",
+        "占内存读带宽",
+        "内存峰值",
+        "{ours} ÷ 该引擎",
+    ),
 }
 WHAT = {
     "en": {
@@ -47,18 +61,22 @@ PAGES = {"README.md": "en", "README.zh-CN.md": "zh", "docs/performance.md": "en"
 def table(result: Result, language: str = "en") -> str:
     """Markdown: one row an engine, then the conditions."""
     ours = [name for name in result["engines"] if ENGINES[name].ours and len(result["engines"]) > 1]
-    engine, speed, spread, share, ratio = HEADERS[language]
+    engine, speed, spread, share, memory, ratio = HEADERS[language]
     shares = any("bandwidth_share" in made for made in result["engines"].values())
+    peaks = any("peak_memory" in made for made in result["engines"].values())
     titles = [
         ratio.format(ours=result["engines"][name]["title"].removeprefix("ernie_accel ")) for name in ours
     ]
-    columns = [engine, speed, spread, *([share] if shares else []), *titles]
+    columns = [engine, speed, spread, *([share] if shares else [])]
+    columns += [*([memory] if peaks else []), *titles]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, made in result["engines"].items():
         rate = made["tokens_per_second"]
         cells = [made["title"], number(rate["median"]), f"{number(rate['low'])} – {number(rate['high'])}"]
         if shares:
             cells.append(f"{made['bandwidth_share']['median']:.0%}" if "bandwidth_share" in made else "")
+        if peaks:
+            cells.append(f"{made['peak_memory'] / 2**30:.1f} GiB" if "peak_memory" in made else "")
         cells += [f"{result['ratio'][mine][name]['median']:.2f}" if mine != name else "" for mine in ours]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", conditions(result, language)])

@@ -57,6 +57,8 @@ def engine(name: str, workload: Workload, kept: Values) -> dict[str, Any]:
     made: dict[str, Any] = {"title": ENGINES[name].title, "tokens_per_second": summary(kept.rates)}
     if kept.token is not None:
         made["first_token"] = kept.token
+    if kept.peak:
+        made["peak_memory"] = kept.peak
     if kept.step_bytes:
         used = [size * rate / workload.batch for size, rate in zip(kept.step_bytes, kept.rates, strict=True)]
         made["step_bytes"] = int(median(kept.step_bytes))

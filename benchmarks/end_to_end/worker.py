@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from ernie_accel.bench.workload import Workload, prompts
+from ernie_accel.system import peak_memory
 
 from .engines import ENGINES
 from .peers.base import Engine, Setup
@@ -41,14 +42,15 @@ class Worker:
         return {}
 
     def measure(self, workload: Workload, rounds: int) -> dict[str, Any]:
-        """Run the workload once: seconds, and the bytes that a decoding step reads where the engine knows."""
+        """Run the workload once: seconds, peak memory, and the bytes of a decoding step where the engine knows."""
         if workload.measures == "prefill":
             (prompt,) = prompts(workload, VOCABULARY)
-            return {"seconds": seconds(lambda: self._engine.prefill(prompt))}
+            taken = seconds(lambda: self._engine.prefill(prompt))
+            return {"seconds": taken, "peak": peak_memory()}
         if self._ready != workload or not workload.goes_on:
             self.prepare(workload, rounds)
         taken = seconds(lambda: self._engine.advance(workload.steps))
-        return {"seconds": taken, "bytes": self._engine.step_bytes()}
+        return {"seconds": taken, "peak": peak_memory(), "bytes": self._engine.step_bytes()}
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -94,6 +94,7 @@ def test_one_at_a_time_never_holds_two_models() -> None:
     assert [workload.name for workload, _ in results] == ["prefill-8", "decode-4x2"]
     assert all(len(kept.rates) == 2 for _, values in results for kept in values.values())
     assert results[1][1]["a"].step_bytes == [100, 100]
+    assert results[1][1]["a"].peak > 1 << 20
 
 
 def test_short_contexts_begin_anew_each_round_and_long_ones_go_on() -> None:
@@ -124,6 +125,8 @@ def test_a_worker_answers_a_line_with_a_line() -> None:
     assert lines[1] == {"token": 42}
     assert lines[2]["seconds"] > 0
     assert lines[4]["bytes"] == 100
+    assert lines[2]["peak"] > 0
+    assert lines[4]["peak"] > 0
 
 
 def test_an_engine_that_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

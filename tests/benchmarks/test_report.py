@@ -46,6 +46,14 @@ def test_prefill_writes_the_first_token_down() -> None:
     assert "of the read bandwidth" not in table(result)
 
 
+def test_peak_memory_is_a_column_where_it_is_known() -> None:
+    assert "peak memory" not in table(made())
+    known = Values([60.0], [1000.0], [], None, 3 << 29)
+    lines = table(report("c", "0.3B", 2, DECODE, {"ours-int8": known, "llama-q8": Values([20.0], [900.0])}))
+    assert "| peak memory |" in lines.splitlines()[0]
+    assert "| 1.5 GiB |" in lines
+
+
 def test_plot_names_every_engine_and_comes_out_the_same() -> None:
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     picture = plot(made(), "what was measured")
