@@ -95,6 +95,14 @@ void check_matrix(const Kernels& kernels, const Matrix& m, const std::vector<flo
       linear(t, 1, p, 1, one, kPanelRows);
       CHECK(std::memcmp(one, out.data() + t * m.rows + p * kPanelRows, sizeof one) == 0);
     }
+  // What is asked for ahead, of this matrix or a smaller one, changes nothing.
+  Matrix other = m;
+  other.rows = kPanelRows;
+  for (const Next next : {Next(0), Next(m, m.panels() - 1), Next(other, 0), Next(other, 1)}) {
+    std::vector<float> again(tokens * m.rows, NAN);
+    kernels.linear(m, a.rows, 0, tokens, 0, m.panels(), next, again.data(), m.rows, a.scratch.data());
+    CHECK(std::memcmp(again.data(), out.data(), again.size() * sizeof(float)) == 0);
+  }
   std::vector<float> part(tokens * m.rows);
   for (size_t first = 0; first < tokens; first += 5) {
     const size_t count = tokens - first;
