@@ -29,7 +29,7 @@ COMMANDS: dict[str, list[str]] = {
 }
 """What each subcommand adds to the options that are given; ``compare`` adds nothing."""
 
-MOE_ENGINES = ("ours-int4", "llama-q4")
+MOE_ENGINES = ("ours-int4", "ours-int4-resident", "llama-q4")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -16,6 +16,7 @@ class Entry:
         kv: Of the KV cache, as the engine calls it; "" is the adapter's choice.
         distributions: Packages whose versions are written down.
         moe: Whether a mixture of experts runs on it here.
+        resident: Ours: a quantised directory is read into large pages of memory of its own, not mapped.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Entry:
     kv: str = ""
     distributions: tuple[str, ...] = ()
     moe: bool = False
+    resident: bool = False
 
     @property
     def ours(self) -> bool:
@@ -31,9 +33,9 @@ class Entry:
         return self.module == "ours"
 
 
-def _ours(precision: str, kv: str = "") -> Entry:
-    title = f"ernie_accel {precision}" + (f", KV {kv}" if kv else "")
-    return Entry(title, "ours", precision, kv, ("ernie-accel", "numpy"), moe=True)
+def _ours(precision: str, kv: str = "", resident: bool = False) -> Entry:
+    title = f"ernie_accel {precision}" + (f", KV {kv}" if kv else "") + (", resident" if resident else "")
+    return Entry(title, "ours", precision, kv, ("ernie-accel", "numpy"), moe=True, resident=resident)
 
 
 def _llama(precision: str, moe: bool = False) -> Entry:
@@ -62,6 +64,7 @@ ENGINES: dict[str, Entry] = {
     "ours-int4-kv8": _ours("int4", "int8"),
     "ours-int8-kv16": _ours("int8", "bf16"),
     "ours-int4-kv16": _ours("int4", "bf16"),
+    "ours-int4-resident": _ours("int4", resident=True),
     "llama-q8": _llama("Q8_0"),
     "llama-q4": _llama("Q4_0", moe=True),
     "llama-bf16": _llama("BF16"),

@@ -17,6 +17,7 @@ class Setup:
         shape: Published shape that ``ernie_accel.testing.synthetic`` knows.
         precision: Of the weights, as the engine calls it.
         kv: Of the KV cache, as the engine calls it; "" leaves it to the adapter.
+        resident: Whether weights that could be mapped are copied into memory of the process.
         threads: Threads that compute.
         context: Largest number of tokens in one sequence.
         batch: Largest number of sequences at once.
@@ -25,6 +26,7 @@ class Setup:
     shape: str
     precision: str
     kv: str = ""
+    resident: bool = False
     threads: int
     context: int
     batch: int

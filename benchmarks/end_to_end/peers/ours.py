@@ -48,5 +48,6 @@ def load(setup: Setup) -> Ours:
             threads=setup.threads,
             max_batch=max(setup.batch, 1),
             progress=False,
+            backend_options=ea.NativeOptions(resident=setup.resident),
         )
     )
