@@ -100,11 +100,23 @@ static void run_tiles(const Matrix& w, const Rows& x, size_t row, size_t count, 
 
 using Int8Tile = WideTile<Precision::int8>;
 
+// One row waits for memory, and what it waits for longest is the first panels of a task, which nobody has asked for: so it
+// takes them one by one.
+template <typename Tile>
+static void run_row(const Matrix& w, const Rows& x, size_t row, size_t panel, size_t panels, Next next, float* out,
+                    size_t stride) {
+  for (size_t p = 0; p < panels; ++p) {
+    const PanelsAhead ahead = ahead_of(w, 1, 1, p + 1 < panels ? Next(panel + p + 1) : next, 1);
+    run_panels<Tile, 1>(w, x, row, 1, panel + p, out + p * kPanelRows, stride, ahead);
+  }
+}
+
 // Panels are expanded once for all rows where there are more of them than kDirect tiles take; below, expanding costs more
 // than taking nibbles apart in every tile.
 template <typename Tile, int kDirect>
 static void run_packed(const Matrix& w, const Rows& x, size_t row, size_t count, size_t panel, size_t panels, Next next,
                        float* out, size_t stride, uint8_t* scratch) {
+  if (count == 1) return run_row<Tile>(w, x, row, panel, panels, next, out, stride);
   if (count <= kDirect * kTileRows) return run_tiles<Tile>(w, x, row, count, panel, panels, next, out, stride);
   for (size_t p = 0; p < panels; p += kTilePanels) {
     const size_t some = panels - p < kTilePanels ? panels - p : kTilePanels;
