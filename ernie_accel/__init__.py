@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ernie_accel import testing
     from ernie_accel.backends.native.backend import NativeOptions
     from ernie_accel.checkpoint import inspect
+    from ernie_accel.conversation import Conversation
     from ernie_accel.diagnosis import Report, doctor
     from ernie_accel.engine.metrics import Metrics
     from ernie_accel.engine.options import EngineOptions
@@ -66,6 +67,7 @@ __all__ = [
     "ClosedError",
     "Completion",
     "ContextLengthError",
+    "Conversation",
     "DeadlineError",
     "EngineOptions",
     "ErnieAccelError",
@@ -104,6 +106,7 @@ __version__ = "0.1.0.dev0"
 # Imported when they are first asked for: all at once would triple the time of ``import ernie_accel``.
 _LATER = {
     "AsyncTokenStream": "ernie_accel.engine.stream",
+    "Conversation": "ernie_accel.conversation",
     "EngineOptions": "ernie_accel.engine.options",
     "Metrics": "ernie_accel.engine.metrics",
     "Model": "ernie_accel.model",

@@ -26,6 +26,7 @@ from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams, Sc
 
 if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
+    from ernie_accel.conversation import Conversation, Speaker
     from ernie_accel.tokenizer import Tokenizer
 
 __all__ = ["Model"]
@@ -185,6 +186,62 @@ class Model(Generation, Closing):
         return self._engine.embed(
             [self._begun_ids(text, f"texts[{index}]") for index, text in enumerate(given)]
         )
+
+    def conversation(
+        self,
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        *,
+        overflow: Literal["error", "drop_oldest"] = "error",
+    ) -> Conversation:
+        """Begin a conversation, which keeps what was said::
+
+            conversation = model.conversation(system="You answer briefly.")
+            print(conversation.send("What is the capital of France?"))
+
+        Args:
+            system: Its system message.
+            params: How answers are drawn, where a call says nothing else.
+            overflow: What happens when the context is full: ``"error"`` raises ContextLengthError, ``"drop_oldest"``
+                forgets the oldest exchanges.
+
+        Raises:
+            TokenizerError: The checkpoint has no tokenizer.
+            ArgumentError: A value can never work.
+            ClosedError: The model was closed.
+        """
+        from ernie_accel.conversation import Conversation
+
+        self._check_open()
+        return Conversation(self._speaker("conversation"), system, params, overflow=overflow)
+
+    def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
+        """Go on with a conversation that ``Conversation.save`` wrote.
+
+        Raises:
+            ArgumentError: It is of a model with other ids, or there is no such file.
+            CheckpointError: The file is damaged.
+        """
+        from ernie_accel.conversation import Conversation
+
+        self._check_open()
+        return Conversation.restore(self._speaker("load_conversation"), path)
+
+    def _speaker(self, what: str) -> Speaker:
+        from ernie_accel.conversation import Speaker
+
+        return Speaker(
+            model=self,
+            tokenizer=self._need_tokenizer(what),
+            max_context=self.max_context,
+            vocab_size=self.config.vocab_size,
+            architecture=self.info.architecture,
+        )
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self._engine.info.max_context
 
     def metrics(self) -> Metrics:
         """Return counters and histograms since the model was loaded, and the state of its queue and memory now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ernie_accel.cli.options import add_model_arguments, add_sampling_arguments, load_model, sampling_params
@@ -11,7 +12,7 @@ from ernie_accel.errors import ErnieAccelError
 
 if TYPE_CHECKING:
     from ernie_accel.model import Model
-    from ernie_accel.types import Message, SamplingParams
+    from ernie_accel.types import SamplingParams
 
 __all__ = ["Session", "add_arguments", "run"]
 
@@ -45,9 +46,8 @@ class Session:
 
     def __init__(self, model: Model, params: SamplingParams, system: str | None) -> None:
         self._model = model
-        self._params = params
-        self._start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self.messages = list(self._start)
+        self._begin = partial(model.conversation, system, params)
+        self.conversation = self._begin()
         self._interactive = sys.stdin.isatty()
 
     def greet(self) -> None:
@@ -76,7 +76,7 @@ class Session:
 
     def _command(self, line: str) -> bool:
         if line == "/reset":
-            self.messages = list(self._start)
+            self.conversation = self._begin()
             print("(the conversation is forgotten)")
         elif line == "/help":
             print(HELP)
@@ -86,11 +86,8 @@ class Session:
 
     def _answer(self, line: str) -> None:
         """Answer a message; an answer that failed leaves the conversation as it was."""
-        asked: list[Message] = [*self.messages, {"role": "user", "content": line}]
-        answer = ""
         try:
-            for chunk in self._model.stream_chat(asked, self._params):
-                answer += chunk.text
+            for chunk in self.conversation.stream(line):
                 print(chunk.text, end="", flush=True)
         except KeyboardInterrupt:
             print(" (stopped)", end="")
@@ -98,8 +95,6 @@ class Session:
             print(f"error: {error} (/reset forgets the conversation)", file=sys.stderr)
             return
         print()
-        if answer:
-            self.messages = [*asked, {"role": "assistant", "content": answer}]
 
 
 def _enable_editing() -> None:

@@ -24,7 +24,7 @@ class TokenStream:
     """
 
     def __init__(self, handle: Handle) -> None:
-        self._handle = handle
+        self.handle = handle
         self._count = 0
         self._reason: str | None = None
 
@@ -32,7 +32,7 @@ class TokenStream:
         return self
 
     def __next__(self) -> Chunk:
-        chunk = next(self._handle)
+        chunk = next(self.handle)
         self._count += len(chunk.token_ids)
         self._reason = chunk.finish_reason
         return chunk
@@ -53,7 +53,7 @@ class TokenStream:
 
         Harmless after the end. May be called from any thread.
         """
-        self._handle.cancel()
+        self.handle.cancel()
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end, whatever has been iterated so far, and return the whole.
@@ -61,7 +61,7 @@ class TokenStream:
         Raises:
             DeadlineError: ``timeout`` seconds went by; the generation goes on.
         """
-        return self._handle.result(timeout)
+        return self.handle.result(timeout)
 
 
 class AsyncTokenStream:

@@ -90,7 +90,29 @@ class Chat:
         given = [conversation.messages, conversation.tools, conversation.variables]
         occurring = [*strings_of(given), *template.strings, *self._tokens.values()]
         guard = Guard(self._specials.by_text, occurring)
-        text = self._rendered(template, conversation.hidden(guard))
+        return self._ids_of(self._rendered(template, conversation.hidden(guard)), guard)
+
+    def encode_continuation(self, conversation: Conversation) -> list[int] | None:
+        """Give the ids of everything that comes after the last answer; None if the template does not leave that whole.
+
+        In place of the answer one private character is rendered, and what stands behind it is taken.
+        """
+        template = self._template_for(conversation)
+        answers = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+        if not answers:
+            return None
+        given = [conversation.messages, conversation.tools, conversation.variables]
+        occurring = [*strings_of(given), *template.strings, *self._tokens.values()]
+        guard = Guard(self._specials.by_text, occurring)
+        mark = Guard("\0", [*occurring, *guard.hidden]).hide("\0")
+        hidden = conversation.hidden(guard)
+        hidden.messages[answers[-1]]["content"] = mark
+        _, found, after = self._rendered(template, hidden).partition(mark)
+        if not found or mark in after:
+            return None
+        return self._ids_of(after, guard)
+
+    def _ids_of(self, text: str, guard: Guard) -> list[int]:
         ids: list[int] = []
         for part, special_id in self._encoder.cut(text):
             ids += self._encoder.plain(guard.show(part)) if special_id is None else [special_id]

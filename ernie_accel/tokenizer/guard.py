@@ -43,6 +43,11 @@ class Guard:
         self._hidden = {ord(edge): private for edge, private in zip(edges, free, strict=True)}
         self._shown = {ord(private): edge for edge, private in zip(edges, free, strict=True)}
 
+    @property
+    def hidden(self) -> Iterator[str]:
+        """The private characters in use."""
+        return map(chr, self._shown)
+
     def hide(self, value: Any) -> Any:
         """Copy a JSON-like value with the edges hidden in every string of it.
 

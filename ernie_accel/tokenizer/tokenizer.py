@@ -133,6 +133,23 @@ class Tokenizer:
         """
         return self._chat.encode(Conversation.checked(messages, tools, variables, add_generation_prompt))
 
+    def encode_continuation(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int] | None:
+        """Encode what a conversation adds behind its last assistant message: the end of that turn, and what follows.
+
+        So the ids that a model has written can stay what they are, instead of being made again from their text. None
+        where there is no assistant message, or the template writes it in another form. Arguments and errors are those
+        of ``encode_chat``.
+        """
+        given = Conversation.checked(messages, tools, variables, add_generation_prompt)
+        return self._chat.encode_continuation(given)
+
     def id_of(self, piece: str) -> int | None:
         """Give the id of a token by its text in the vocabulary (``"</s>"``, ``"\u2581the"``), None if there is none."""
         known = self._specials.by_text.get(piece, self._specials.words.get(piece))

@@ -3,8 +3,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,7 +261,7 @@ def test_a_conversation_is_remembered_until_reset(load_mock: LoadMock, stdin: Ca
         session = Session(model, ea.SamplingParams(), "Be brief.")
         session.turn()
         session.turn()
-        assert [(m["role"], m["content"]) for m in session.messages] == [
+        assert [(m["role"], m["content"]) for m in session.conversation.messages] == [
             ("system", "Be brief."),
             ("user", "One"),
             ("assistant", "Nice."),
@@ -266,7 +269,7 @@ def test_a_conversation_is_remembered_until_reset(load_mock: LoadMock, stdin: Ca
             ("assistant", "Nice."),
         ]
         session.turn()
-        assert session.messages == [{"role": "system", "content": "Be brief."}]
+        assert session.conversation.messages == [{"role": "system", "content": "Be brief."}]
         assert not session.turn()
 
 
@@ -275,6 +278,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(
 ) -> None:
     from ernie_accel.backends.mock import MockRunner
 
+    main = threading.main_thread().ident
+    assert main is not None
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
     stdin("One\nTwo\n")
     with load_mock("0123456") as model:
         forward, steps = MockRunner.forward, []
@@ -282,16 +288,22 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(
         def interrupted(runner: MockRunner, batch: object) -> object:
             steps.append(batch)
             if len(steps) == 4:
-                raise KeyboardInterrupt
+                time.sleep(0.1)  # what came before is printed
+                signal.pthread_kill(main, signal.SIGINT)
+                time.sleep(0.1)
             return forward(runner, batch)  # type: ignore[arg-type]
 
         monkeypatch.setattr(MockRunner, "forward", interrupted)
         session = Session(model, ea.SamplingParams(), None)
+        try:
+            assert session.turn()
+        finally:
+            signal.signal(signal.SIGINT, old)
+        assert session.conversation.messages[-1]["content"].startswith("012")
         assert session.turn()
-        assert session.messages[-1] == {"role": "assistant", "content": "012"}
-        assert session.turn()
-        assert session.messages[-1]["content"] == "0123456"
-    assert capsys.readouterr().out == "012 (stopped)\n0123456\n"
+        assert session.conversation.messages[-1]["content"] == "0123456"
+    first, second = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("012 (stopped)", "0123456")
 
 
 def test_ctrl_c_at_the_prompt_keeps_the_session(
@@ -313,7 +325,7 @@ def test_a_failed_answer_leaves_the_conversation_as_it_was(
     with load_mock("Nice.") as model:
         session = Session(model, ea.SamplingParams(), None)
         assert session.turn()
-        assert session.messages == []
+        assert session.conversation.messages == []
         assert "error: " in capsys.readouterr().err
         session.turn()
-        assert len(session.messages) == 2
+        assert len(session.conversation.messages) == 2
