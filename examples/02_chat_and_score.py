@@ -16,15 +16,12 @@ LINES = ["天涯若比邻。", "天涯若远山。", "天涯若电脑。"]
 
 
 def talk(model: ea.Model) -> None:
-    """The list of messages is the whole memory of a conversation: the caller keeps it."""
-    messages: list[dict[str, str]] = []
+    """A conversation keeps what was said, so each turn starts where the last one ended."""
+    conversation = model.conversation()
     for request in REQUESTS:
-        messages.append({"role": "user", "content": request})
         print(f"> {request}")
-        with model.stream_chat(messages, max_tokens=64, temperature=0.8, seed=11) as stream:
-            for chunk in stream:
-                print(chunk.text, end="", flush=True)
-        messages.append({"role": "assistant", "content": stream.result().text})
+        for chunk in conversation.stream(request, max_tokens=64, temperature=0.8, seed=11):
+            print(chunk.text, end="", flush=True)
         print("\n")
 
 
