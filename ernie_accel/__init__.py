@@ -36,10 +36,12 @@ from ernie_accel.types import (
     ModelInfo,
     Precision,
     Progress,
+    Reply,
     SamplingParams,
     Score,
     Timings,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 
@@ -83,6 +85,7 @@ __all__ = [
     "Progress",
     "QuantizationReport",
     "QueueFullError",
+    "Reply",
     "Report",
     "SamplingParams",
     "Score",
@@ -90,6 +93,7 @@ __all__ = [
     "TokenLogprob",
     "TokenStream",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedCheckpointError",
     "UnsupportedError",
     "Usage",

@@ -6,7 +6,6 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
@@ -17,7 +16,7 @@ from ernie_accel.engine.request import Handle, Request
 from ernie_accel.engine.stream import AsyncTokenStream, TokenStream, completed
 from ernie_accel.errors import ArgumentError, QueueFullError
 from ernie_accel.progress import reporting
-from ernie_accel.signatures import spelled_out
+from ernie_accel.signatures import override, single, spelled_out
 from ernie_accel.types import Completion, Progress, Sampling, SamplingParams
 
 __all__ = ["Generation", "Ids", "Prompts", "TextOrIds", "is_one"]
@@ -157,17 +156,20 @@ class Generation(ABC):
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Messages | None = None,
         timeout: float | None = None,
         priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """Answer a conversation, rendered with the checkpoint's chat template.
 
-        Only the template's own text makes special tokens, so no message can forge a role or an end.
+        Only the template's own text makes special tokens, so no message can forge a role or an end. ``reply`` of the
+        result has thoughts, answer and tool calls apart.
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": text}``, oldest first.
-            params: As in ``generate``, like everything that follows.
+            params: As in ``generate``, like everything that follows but ``tools``.
+            tools: JSON descriptions of functions that the model may ask to have called, for templates that know tools.
             timeout: As in ``generate``.
             priority: As in ``generate``.
             **sampling: As in ``generate``.
@@ -177,9 +179,7 @@ class Generation(ABC):
             ArgumentError, ContextLengthError, CapacityError, ClosedError: As in ``generate``.
         """
         settings = override(params, sampling)
-        return self._all_of(
-            self._requests([self._encode_chat(messages)], settings, timeout, priority), False
-        )[0]
+        return self._all_of([self._turn(messages, tools, settings, timeout, priority)], False)[0]
 
     @spelled_out
     def stream_chat(
@@ -187,13 +187,14 @@ class Generation(ABC):
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Messages | None = None,
         timeout: float | None = None,
         priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> TokenStream:
         """Answer a conversation, token by token. Arguments and errors are those of ``chat``; ``n`` must be 1."""
-        settings = override(params, sampling)
-        return TokenStream(self._start(self._one(self._encode_chat(messages), settings, timeout, priority)))
+        settings = single(override(params, sampling))
+        return TokenStream(self._start(self._turn(messages, tools, settings, timeout, priority)))
 
     @overload
     async def agenerate(
@@ -253,14 +254,14 @@ class Generation(ABC):
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Messages | None = None,
         timeout: float | None = None,
         priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """``chat`` for asyncio."""
         settings = override(params, sampling)
-        (request,) = self._requests([self._encode_chat(messages)], settings, timeout, priority)
-        return await completed(await self._astart(request))
+        return await completed(await self._astart(self._turn(messages, tools, settings, timeout, priority)))
 
     @spelled_out
     def astream_chat(
@@ -268,13 +269,14 @@ class Generation(ABC):
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Messages | None = None,
         timeout: float | None = None,
         priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> AsyncTokenStream:
         """``stream_chat`` for asyncio."""
-        settings = override(params, sampling)
-        return self._astream(self._one(self._encode_chat(messages), settings, timeout, priority))
+        settings = single(override(params, sampling))
+        return self._astream(self._turn(messages, tools, settings, timeout, priority))
 
     def _one(
         self, prompt: TextOrIds, params: SamplingParams, timeout: float | None, priority: int
@@ -282,11 +284,20 @@ class Generation(ABC):
         """Return the request of a stream."""
         if not is_one(prompt):
             raise ArgumentError("prompt: a stream continues one prompt; use generate for a list of them")
-        if params.n != 1:
-            raise ArgumentError(
-                f"n={params.n}: a stream gives one completion; use generate or chat for several"
-            )
-        (request,) = self._requests([prompt], params, timeout, priority)
+        (request,) = self._requests([prompt], single(params), timeout, priority)
+        return request
+
+    def _turn(
+        self,
+        messages: Messages,
+        tools: Messages | None,
+        params: SamplingParams,
+        timeout: float | None,
+        priority: int,
+    ) -> Request:
+        """Return the request for an assistant's turn, whose result has its parts."""
+        ids = self._encode_chat(messages, tools)
+        (request,) = self._requests([ids], params, timeout, priority, turn=True)
         return request
 
     def _all_of(self, requests: Sequence[Request], progress: bool | Progress | None) -> list[Completion]:
@@ -347,7 +358,7 @@ class Generation(ABC):
         return self._start_all([request], block=block)[0]
 
     @abstractmethod
-    def _encode_chat(self, messages: Messages) -> list[int]:
+    def _encode_chat(self, messages: Messages, tools: Messages | None) -> list[int]:
         """Render and encode a conversation, up to where the answer begins."""
 
     @abstractmethod
@@ -357,27 +368,17 @@ class Generation(ABC):
         params: SamplingParams,
         timeout: float | None,
         priority: int,
+        *,
+        turn: bool = False,
     ) -> list[Request]:
-        """Make one request for each prompt; raise what is wrong with any of them."""
+        """Make one request for each prompt; raise what is wrong with any of them.
+
+        ``turn`` says that each prompt ends where an assistant's turn begins.
+        """
 
     @abstractmethod
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         """Queue requests that begin together."""
-
-
-def override(params: SamplingParams | None, given: Mapping[str, Any]) -> SamplingParams:
-    """Return ``params`` (or the defaults) with those fields replaced that are given and not None."""
-    if params is not None and not isinstance(params, SamplingParams):
-        raise ArgumentError(
-            f"params={params!r}: must be a SamplingParams; keywords such as max_tokens=... stand alone"
-        )
-    unknown = [name for name in given if name not in Sampling.__annotations__]
-    if unknown:
-        raise TypeError(
-            f"unknown keyword {unknown[0]!r}: besides timeout and priority there are "
-            f"{', '.join(Sampling.__annotations__)}"
-        )
-    return replace(params or SamplingParams(), **{name: v for name, v in given.items() if v is not None})
 
 
 def is_one(prompt: TextOrIds | Prompts, name: str = "prompt") -> TypeIs[TextOrIds]:

@@ -19,10 +19,11 @@ from ernie_accel.engine.metrics import Metrics
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.profiling import Profiling
 from ernie_accel.engine.request import Handle, Request, check_ids, check_priority, deadline_of
+from ernie_accel.engine.structured import Compiler, Constraint
 from ernie_accel.errors import ArgumentError, ClosedError, TokenizerError
 from ernie_accel.generation import Generation, Ids, Prompts, TextOrIds, is_one
 from ernie_accel.loading import Loaded, Source, load
-from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams, Score
+from ernie_accel.types import ModelInfo, Precision, Progress, Reply, SamplingParams, Score
 
 if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
@@ -44,6 +45,9 @@ class Model(Generation, Closing):
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self._engine = loaded.engine
+        self._compiler = (
+            None if loaded.tokenizer is None else Compiler(loaded.tokenizer, loaded.config.vocab_size)
+        )
         self._closed = False
 
     @classmethod
@@ -293,12 +297,23 @@ class Model(Generation, Closing):
         ]
         return [*rows, ("state", "closed")] if self._closed else rows
 
-    def _encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def _encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[int]:
         self._check_open()
-        return self._need_tokenizer("chat").encode_chat(messages)
+        return self._need_tokenizer("chat").encode_chat(messages, tools=tools)
+
+    def _parse_reply(self, ids: Sequence[int], text: str) -> Reply:
+        return self._need_tokenizer("chat").reply_of(ids, text)
 
     def _requests(
-        self, prompts: Sequence[TextOrIds], params: SamplingParams, timeout: float | None, priority: int
+        self,
+        prompts: Sequence[TextOrIds],
+        params: SamplingParams,
+        timeout: float | None,
+        priority: int,
+        *,
+        turn: bool = False,
     ) -> list[Request]:
         self._check_open()
         self._check_params(params)
@@ -313,12 +328,22 @@ class Model(Generation, Closing):
                 arrival=arrival,
                 priority=priority,
                 deadline=deadline,
+                constraint=self._constraint(params, ends, turn),
+                parse=self._parse_reply if turn else None,
             )
             for index, prompt in enumerate(prompts)
         ]
         for request in requests:
             self._engine.check(request.token_ids)
         return requests
+
+    def _constraint(self, params: SamplingParams, ends: frozenset[int], turn: bool) -> Constraint | None:
+        structure = params.structure
+        if not structure:
+            return None
+        tokenizer = self._need_tokenizer("an output with a structure")
+        assert self._compiler is not None, "there is one where there is a tokenizer"
+        return self._compiler.constraint(structure, ends, in_thought=turn and tokenizer.opens_thought)
 
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         return self._engine.submit_all(requests, block=block)

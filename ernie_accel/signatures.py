@@ -1,15 +1,16 @@
-"""Methods that take the fields of ``SamplingParams`` as keywords show them all, to ``help`` and to notebooks."""
+"""Keywords that are the fields of ``SamplingParams``: shown to ``help`` and notebooks, and merged with ``params``."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from ernie_accel.types import SamplingParams
+from ernie_accel.errors import ArgumentError
+from ernie_accel.types import Sampling, SamplingParams
 
-__all__ = ["spelled_out"]
+__all__ = ["override", "single", "spelled_out"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -31,3 +32,25 @@ def spelled_out(method: Method) -> Method:
     ]
     method.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
     return method
+
+
+def single(params: SamplingParams) -> SamplingParams:
+    """Return the settings of a stream. Raises ArgumentError if they ask for several completions."""
+    if params.n != 1:
+        raise ArgumentError(f"n={params.n}: a stream gives one completion; use generate or chat for several")
+    return params
+
+
+def override(params: SamplingParams | None, given: Mapping[str, Any]) -> SamplingParams:
+    """Return ``params`` (or the defaults) with those fields replaced that are given and not None."""
+    if params is not None and not isinstance(params, SamplingParams):
+        raise ArgumentError(
+            f"params={params!r}: must be a SamplingParams; keywords such as max_tokens=... stand alone"
+        )
+    unknown = [name for name in given if name not in Sampling.__annotations__]
+    if unknown:
+        raise TypeError(
+            f"unknown keyword {unknown[0]!r}: besides timeout and priority there are "
+            f"{', '.join(Sampling.__annotations__)}"
+        )
+    return replace(params or SamplingParams(), **{name: v for name, v in given.items() if v is not None})

@@ -52,10 +52,11 @@ class StepRun {
     float* logits;
     size_t step, index;
   };
-  // A panel of the head that may hold one of a row's best logits, and where its logits go.
+  // A panel of the head that may hold one of a row's best logits, where its logits go, and whether bounds were found.
   struct KeptPanel {
     size_t row, panel;
     float* logits;
+    bool bounded;
   };
 
   template <typename Body>
@@ -110,8 +111,12 @@ class StepRun {
   // False if it is not the way to draw for these `count` rows; nothing has changed then.
   bool draw_from_bounds(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count,
                         const Rows& input, std::vector<StepOutput>& outputs);
-  void bound_head(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count, const Rows& input);
-  std::vector<KeptPanel> keep_panels(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count);
+  void bound_head(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, const std::vector<size_t>& bounded,
+                  const Rows& input);
+  std::vector<KeptPanel> keep_panels(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count,
+                                     const std::vector<size_t>& bounded);
+  bool bound_allowed(const Select& select, size_t row, bool is_bounded, std::vector<float>& lower,
+                     std::vector<float>& upper) const;
   bool multiply_kept(const std::vector<KeptPanel>& kept, const Rows& input);
   void draw_kept(const std::vector<StepInput>& batch, const std::vector<AnswerRow>& rows, size_t count,
                  const std::vector<KeptPanel>& kept, std::vector<StepOutput>& outputs);

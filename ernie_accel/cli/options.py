@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ernie_accel.errors import ArgumentError
 
 if TYPE_CHECKING:
     from ernie_accel.model import Model
@@ -82,6 +85,15 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="ends the text; may be repeated"
     )
     group.add_argument("--ignore-eos", action="store_true", help="go on after end tokens")
+    structures = parser.add_argument_group(
+        "structure", "what the output is held to, by at most one of these (extra: structured)"
+    ).add_mutually_exclusive_group()
+    structures.add_argument("--json-schema", metavar="FILE", help="JSON of the schema in this file")
+    structures.add_argument("--regex", help="text that matches this expression as a whole")
+    structures.add_argument("--grammar", metavar="FILE", help="text of the Lark grammar in this file")
+    structures.add_argument(
+        "--choice", action="append", metavar="TEXT", help="one of the texts given; repeat it for each"
+    )
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
@@ -94,5 +106,19 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         seed=args.seed,
         stop=args.stop,
         ignore_eos=args.ignore_eos,
+        json_schema=_content("--json-schema", args.json_schema),
+        regex=args.regex,
+        grammar=_content("--grammar", args.grammar),
+        choices=args.choice,
         **{name: getattr(args, name) for name in _NUMBERS},
     )
+
+
+def _content(option: str, path: str | None) -> str | None:
+    """The text of the file that an option names."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{option} {path}: cannot be read: {error}") from None

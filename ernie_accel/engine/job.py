@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ernie_accel.backends.base import SequenceId, Step, StepResult
 from ernie_accel.engine.bell import Bell
+from ernie_accel.engine.structured import Guide
 
 __all__ = ["Fork", "Job"]
 
@@ -45,6 +46,7 @@ class Job(ABC):
         outcome: How it ended, for statistics: stop, length, cancelled, failed.
         passed_over: Tokens of other prompts that were computed while this one waited for its turn.
         ended: Rung when the job is done.
+        guide: What its output is led by, None if it is free.
     """
 
     def __init__(self, tokens: list[int], *, priority: int = 0, deadline: float = math.inf) -> None:
@@ -63,6 +65,7 @@ class Job(ABC):
         self.outcome = "stop"
         self.passed_over = 0
         self.ended = Bell()
+        self.guide: Guide | None = None
 
     @property
     def pending(self) -> int:

@@ -14,7 +14,9 @@ from typing_extensions import Self
 
 from ernie_accel.backends.base import RunnerInfo, StepProfile
 from ernie_accel.engine.metrics import Metrics
+from ernie_accel.engine.structured import Constraint
 from ernie_accel.errors import ArgumentError
+from ernie_accel.reply import Reply
 from ernie_accel.types import Chunk, Completion, SamplingParams, Score
 
 __all__ = ["Engine", "Handle", "Request", "alternative_seed", "check_ids", "check_priority", "deadline_of"]
@@ -33,6 +35,8 @@ class Request:
         arrival: When the caller asked, ``time.perf_counter()``.
         priority: Requests of a higher one are started first and keep their memory longest.
         deadline: ``time.monotonic()`` at which the request fails with DeadlineError; infinity means never.
+        constraint: What the output is held to, at its beginning.
+        parse: Divides an assistant's turn, given as ids and as text.
     """
 
     token_ids: tuple[int, ...]
@@ -41,6 +45,8 @@ class Request:
     arrival: float = field(default_factory=time.perf_counter)
     priority: int = 0
     deadline: float = math.inf
+    constraint: Constraint | None = None
+    parse: Callable[[Sequence[int], str], Reply] | None = None
 
 
 class Handle(Protocol):

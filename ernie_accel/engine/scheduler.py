@@ -14,6 +14,7 @@ from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Recorder
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.prefix import PrefixCache
+from ernie_accel.engine.structured import Guide
 from ernie_accel.errors import BackendError, CapacityError, ClosedError, DeadlineError, ErnieAccelError
 
 __all__ = ["Scheduler"]
@@ -237,6 +238,7 @@ class Scheduler:
         while batch:
             began = time.perf_counter()
             try:
+                _prepare_masks(batch)
                 steps = [job.step(count) for job, count in batch]
                 results = self._runner.forward(steps)
             except CapacityError as error:
@@ -329,6 +331,13 @@ class _Place:
 
     def __lt__(self, other: _Place) -> bool:
         return self._rank < other._rank
+
+
+def _prepare_masks(batch: Batch) -> None:
+    """Work out together what those may draw that are led and reach the end of what is known."""
+    guides = [job.guide for job, count in batch if job.guide is not None and count == job.pending]
+    if len(guides) > 1:
+        Guide.prepare(guides)
 
 
 def closed() -> ClosedError:

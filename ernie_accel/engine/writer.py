@@ -14,8 +14,9 @@ from ernie_accel.engine.output import Output
 from ernie_accel.engine.request import Request, alternative_seed
 from ernie_accel.engine.sampling import select_rows
 from ernie_accel.engine.stop import Decoder
+from ernie_accel.engine.structured import Guide
 from ernie_accel.system import peak_memory
-from ernie_accel.types import Completion, FinishReason, SamplingParams, Timings, TokenLogprob, Usage
+from ernie_accel.types import Completion, FinishReason, SamplingParams, Timings, Usage
 
 __all__ = ["Limits", "Writer"]
 
@@ -63,10 +64,14 @@ class Writer(Job):
         self._largest = min(self._prompt + request.params.max_tokens, limits.max_context)
         self._select = _select(request, limits, alternative_seed(request.params.seed or 0, index))
         self._history = History(self.tokens) if _penalizes(self._select) else None
+        self.guide = Guide.of(request.constraint, skip=not request.params.logprobs)
         self._reused = 0
         self._first = self._last = 0.0
         if self._prompt >= self._largest:
             self._end("length")
+        elif self.guide is not None:
+            self._begin_with(self.guide.begin())
+        self._given = len(self.tokens)
 
     def follow(self, leader: Writer) -> None:
         """Share the prompt that ``leader`` computes. The last token of it is left: each draws after it for itself."""
@@ -91,7 +96,7 @@ class Writer(Job):
     def shared(self) -> Fork | None:
         """The prompt without its last token, in the leader's sequence, for a follower that has drawn nothing yet."""
         leader = self._leader
-        if leader is None or leader.seq is None or len(self.tokens) > self._prompt:
+        if leader is None or leader.seq is None or len(self.tokens) > self._given:
             return None
         return Fork(leader.seq, self._prompt - 1)
 
@@ -129,9 +134,9 @@ class Writer(Job):
 
     def completion(self) -> Completion:
         """Return what was written so far; whole once the job is done."""
-        output = tuple(self.output.ids)
+        output, text, parse = tuple(self.output.ids), self.output.text(), self._request.parse
         return Completion(
-            text=self.output.text(),
+            text=text,
             token_ids=output,
             finish_reason=self.output.reason or "cancelled",
             usage=Usage(
@@ -141,12 +146,20 @@ class Writer(Job):
             seed=self._select.seed,
             prompt_token_ids=self._request.token_ids,
             logprobs=tuple(self.output.logprobs) if self._request.params.logprobs else None,
+            reply=None if parse is None else parse(output, text),
         )
 
+    def _begin_with(self, ids: tuple[int, ...]) -> None:
+        """Take tokens that need no drawing, perhaps all there are."""
+        self._extend(ids)
+        if self.done:
+            self._first = self._last = time.perf_counter()
+
     def _current_select(self) -> Select:
-        if self._history is None:
-            return self._select
-        return replace(self._select, seen=self._history.seen, counts=self._history.counts)
+        select = self._select
+        if self._history is not None:
+            select = replace(select, seen=self._history.seen, counts=self._history.counts)
+        return select if self.guide is None else replace(select, mask=self.guide.mask())
 
     def _draw(self, result: StepResult, position: int) -> None:
         """Take what was drawn for ``position``."""
@@ -154,8 +167,13 @@ class Writer(Job):
         if ids is None:
             assert result.logits is not None, "a Runner without select answers with logits"
             ids, logprobs = select_rows(result.logits, self._current_select(), position)
-        self._take(ids[0], logprobs[0] if logprobs else None)
-        self._note_time(1)
+        if logprobs:
+            self.output.logprobs.append(logprobs[0])
+        following: tuple[int, ...] = ()
+        if self.guide is not None and ids[0] not in self._request.stop_ids:
+            following = self.guide.take(ids[0])
+        self._note_time(1 + len(following))  # first: whoever is woken by the end reads it
+        self._extend((ids[0], *following))
 
     def _note_time(self, count: int) -> None:
         now = time.perf_counter()
@@ -166,19 +184,22 @@ class Writer(Job):
             self._recorder.next_tokens(count, now - self._last)
         self._last = now
 
-    def _take(self, token_id: int, logprob: TokenLogprob | None) -> None:
-        self.tokens.append(token_id)
-        if logprob is not None:
-            self.output.logprobs.append(logprob)
-        if self._history is not None:
-            self._history.add(token_id)
-        mark = token_id in self._request.stop_ids
-        stopped = self.output.append(token_id, mark=mark)
-        if mark or stopped:
+    def _extend(self, ids: tuple[int, ...]) -> None:
+        """Append tokens, those that a structure forces among them, up to the first that ends the request."""
+        room = self._largest - len(self.tokens)
+        for token_id in ids[:room]:
+            self.tokens.append(token_id)
+            if self._history is not None:
+                self._history.add(token_id)
+            mark = token_id in self._request.stop_ids
+            if self.output.append(token_id, mark=mark) or mark:
+                self._end("stop")
+                return
+        if self.guide is not None and self.guide.finished and len(ids) <= room:
             self._end("stop")
         elif len(self.tokens) >= self._largest:
             self._end("length")
-        else:
+        elif ids:
             self.output.publish()
             self.progress.ring()
 

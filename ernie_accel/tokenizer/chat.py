@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ernie_accel.errors import ArgumentError, TokenizerError
@@ -12,6 +13,7 @@ from ernie_accel.tokenizer.encoder import Encoder
 from ernie_accel.tokenizer.files import Settings
 from ernie_accel.tokenizer.guard import Guard, strings_of
 from ernie_accel.tokenizer.messages import check_messages, check_tools, check_variables
+from ernie_accel.tokenizer.replies import THINK
 from ernie_accel.tokenizer.specials import Specials
 
 if TYPE_CHECKING:
@@ -78,6 +80,15 @@ class Chat:
     def mentions(self, token: str) -> bool:
         """Whether a template holds this text."""
         return any(token in source for source in self._sources.values())
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the words that begin the assistant's turn begin a thought too."""
+        question = Conversation([{"role": "user", "content": "?"}], None, {}, True)
+        try:
+            return self.render(question).rstrip().endswith(THINK)
+        except (ArgumentError, TokenizerError):
+            return False  # it cannot be asked anything
 
     def render(self, conversation: Conversation) -> str:
         """Give the conversation as text."""

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ernie_accel.errors import ArgumentError
+from ernie_accel.reply import Reply
 from ernie_accel.tokenizer.chat import Chat, Conversation
 from ernie_accel.tokenizer.encoder import Encoder
 from ernie_accel.tokenizer.files import Settings
+from ernie_accel.tokenizer.replies import MARKS, parse_reply
 from ernie_accel.tokenizer.specials import find_specials
 from ernie_accel.tokenizer.stream import IncrementalDecoder
 from ernie_accel.tokenizer.vocabulary import Vocabulary
@@ -149,6 +151,34 @@ class Tokenizer:
         """
         given = Conversation.checked(messages, tools, variables, add_generation_prompt)
         return self._chat.encode_continuation(given)
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the words with which the chat template begins the assistant's turn begin a thought too."""
+        return self._chat.opens_thought
+
+    def parse_reply(self, reply: str | Iterable[int]) -> Reply:
+        """Divide an assistant's turn into thoughts, answer and tool calls, as the Thinking format writes them.
+
+        Nothing that a model writes is an error: a tool call that is incomplete or malformed stays in the answer.
+
+        Args:
+            reply: What the model wrote behind the words that begin the assistant's turn: text, or better ids, since
+                a vocabulary may have the marks of the format as special tokens, which text leaves out.
+        """
+        text = reply if isinstance(reply, str) else self._with_marks(reply)
+        return parse_reply(text, in_thought=self.opens_thought)
+
+    def reply_of(self, ids: Sequence[int], text: str) -> Reply:
+        """As ``parse_reply``, for a turn whose text is known too: that counts, unless it leaves marks out."""
+        special = self.special_ids.intersection(ids)
+        has_marks = any(self._specials.texts[i] in MARKS for i in special)
+        return self.parse_reply(ids if has_marks else text)
+
+    def _with_marks(self, ids: Iterable[int]) -> str:
+        """Text of ids with those special tokens that divide a reply."""
+        kept = [i for i in ids if (mark := self.special_text(i)) is None or mark in MARKS]
+        return self.decode(kept, skip_special=False)
 
     def id_of(self, piece: str) -> int | None:
         """Give the id of a token by its text in the vocabulary (``"</s>"``, ``"\u2581the"``), None if there is none."""

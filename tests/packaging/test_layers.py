@@ -18,6 +18,7 @@ VIOLATIONS = {
     "sideways": ("backends/reference.py", "import ernie_accel.backends.mock", "Backends know the contract"),
     "by import": ("engine/__init__.py", "import ernie_accel.backends.native", "found by name"),
     "judge": ("engine/__init__.py", "import torch", "Peers and judges stay outside"),
+    "grammar engine": ("engine/writer.py", "import llguidance", "known to structured output only"),
     "adapter": ("engine/__init__.py", "import jinja2", "A third-party library is known to its adapter only"),
 }
 

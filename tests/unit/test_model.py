@@ -119,7 +119,7 @@ def test_every_field_of_sampling_params_is_a_keyword() -> None:
         ea.Model.achat,
         ea.Model.astream_chat,
     ]
-    own = {"self", "prompt", "messages", "params", "timeout", "priority", "progress", "block"}
+    own = {"self", "prompt", "messages", "params", "timeout", "priority", "progress", "block", "tools"}
     for method in methods:
         assert names == set(inspect.signature(method).parameters) - own
     assert names == set(Sampling.__annotations__)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,21 @@ from ernie_accel.types import Chunk, SamplingParams, Score, Usage
         {"stop": [1]},
         {"stop": 5},
         {"stop_token_ids": [-1]},
+        {"json_schema": 5},
+        {"json_schema": ""},
+        {"json_schema": {"a": math.nan}},
+        {"json_schema": {"a": {1, 2}}},
+        {"json_schema": {"a": "\ud800"}},
+        {"json_schema": [{}]},
+        {"regex": ""},
+        {"regex": 5},
+        {"regex": "\ud800"},
+        {"grammar": " "},
+        {"choices": []},
+        {"choices": ""},
+        {"choices": "yes"},
+        {"choices": ["yes", ""]},
+        {"choices": ["yes", 5]},
         {"stop_token_ids": ["a"]},
         {"stop_token_ids": 7},
     ],
@@ -94,3 +109,28 @@ def test_score_of_what_nothing_precedes() -> None:
 def test_small_results() -> None:
     assert Usage(prompt_tokens=2, completion_tokens=3).total_tokens == 5
     assert str(Chunk(text="a", token_ids=(1,))) == "a"
+
+
+def test_structures_are_kept_so_that_nothing_can_change_them() -> None:
+    schema = {"type": "object", "properties": {"名": {"enum": ("a", "b")}}}
+    choices = ["yes", "no"]
+    params = SamplingParams(json_schema=schema)
+    chosen = SamplingParams(choices=choices)
+    schema.clear()
+    choices.clear()
+    assert params.json_schema == '{"type": "object", "properties": {"名": {"enum": ["a", "b"]}}}'
+    assert chosen.choices == ("yes", "no")
+    assert replace(params, max_tokens=3).json_schema == params.json_schema
+    assert hash(params) == hash(replace(params))
+    assert params.structure
+    assert not SamplingParams().structure
+    assert SamplingParams(json_schema="{}").structure.json_schema == "{}"
+
+
+def test_an_output_has_one_structure_and_ends_with_it() -> None:
+    with pytest.raises(ArgumentError, match="regex and choices: an output has one structure"):
+        SamplingParams(regex="a", choices=["a"])
+    with pytest.raises(ArgumentError, match="json_schema and grammar"):
+        SamplingParams(json_schema={}, grammar="start: /a/")
+    with pytest.raises(ArgumentError, match="ignore_eos=True: an output with a structure ends with it"):
+        SamplingParams(regex="a", ignore_eos=True)

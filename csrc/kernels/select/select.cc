@@ -121,7 +121,7 @@ int32_t select_candidates(const SelectKernels& kernels, const Select& select, st
     row.top = std::max(row.top, c.logit);
   }
   check_row(row);
-  const size_t count = select.greedy() ? 1 : select.top_k;
+  const size_t count = select.greedy() ? 1 : select.top_k == 0 ? candidates.size() : select.top_k;
   if (candidates.size() > count) {
     std::nth_element(candidates.begin(), candidates.begin() + static_cast<ptrdiff_t>(count - 1), candidates.end());
     candidates.resize(count);

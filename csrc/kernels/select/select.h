@@ -25,8 +25,8 @@ struct Select {
   uint64_t seed = 0;
 
   bool greedy() const;
-  // Whether the draw looks at raw logits only, and only to compare them.
-  bool plain() const { return seen.empty() && mask.empty() && logprobs < 0; }
+  // Whether the draw looks at raw logits only, and only at those that the mask allows.
+  bool plain() const { return seen.empty() && logprobs < 0; }
   // How many of `vocab` ids may be drawn at most: the first ones.
   size_t limit(size_t vocab) const { return vocab_limit != 0 && vocab_limit < vocab ? vocab_limit : vocab; }
 };
@@ -66,7 +66,8 @@ void check_select(const Select& select, size_t vocab);
 Drawn select_row(const SelectKernels& kernels, const Select& select, float* logits, size_t vocab, uint64_t position,
                  SelectScratch& scratch);
 
-// The draw from candidates alone, in any order: select.plain(), and they hold the top_k best (the best, if greedy).
+// The draw from candidates alone, in any order: select.plain(), and they hold the top_k best that the mask allows (the
+// best, if greedy; all of those, if top_k is 0).
 // Throws as select_row does.
 int32_t select_candidates(const SelectKernels& kernels, const Select& select, std::vector<Candidate>& candidates,
                           uint64_t position, SelectScratch& scratch);

@@ -226,6 +226,26 @@ def test_sampling_options_are_the_fields() -> None:
     assert options.sampling_params(parser.parse_args([])) == ea.SamplingParams()
 
 
+def test_structure_options_are_the_fields(tmp_path: Path) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    options.add_sampling_arguments(parser)
+    (tmp_path / "file").write_text('{"type": "null"}', encoding="utf-8")
+    file = str(tmp_path / "file")
+    for argv, fields in (
+        (["--json-schema", file], {"json_schema": '{"type": "null"}'}),
+        (["--grammar", file], {"grammar": '{"type": "null"}'}),
+        (["--regex", "a+"], {"regex": "a+"}),
+        (["--choice", "yes", "--choice", "no"], {"choices": ["yes", "no"]}),
+    ):
+        assert options.sampling_params(parser.parse_args(argv)) == ea.SamplingParams(**fields)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--regex", "a", "--choice", "b"])
+    with pytest.raises(ea.ArgumentError, match=r"--grammar .*nothing: cannot be read"):
+        options.sampling_params(parser.parse_args(["--grammar", str(tmp_path / "nothing")]))
+
+
 # chat.
 
 
