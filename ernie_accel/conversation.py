@@ -16,8 +16,8 @@ from typing_extensions import Unpack
 from ernie_accel.checkpoint.writer import replace_file
 from ernie_accel.engine.stream import TokenStream
 from ernie_accel.errors import ArgumentError, CheckpointError, ContextLengthError
-from ernie_accel.generation import Generation, override
-from ernie_accel.signatures import spelled_out
+from ernie_accel.generation import Generation
+from ernie_accel.signatures import override, spelled_out
 from ernie_accel.types import Chunk, Completion, Message, Sampling, SamplingParams
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Conversation:
         settings = override(params or self.params, sampling)
         messages: list[Message] = [*self._messages, {"role": "user", "content": content}]
         messages, ids = self._fitting(messages, settings)
-        handle = self._speaker.model.stream(ids, settings, timeout=timeout, priority=priority).handle
+        handle = self._speaker.model._stream_turn(ids, settings, timeout, priority).handle
         stream = ConversationStream(
             handle, lambda done: self._take(messages, ids, bool(settings.stop), done), self._give_up
         )

@@ -300,6 +300,13 @@ class Generation(ABC):
         (request,) = self._requests([ids], params, timeout, priority, turn=True)
         return request
 
+    def _stream_turn(
+        self, ids: Ids, params: SamplingParams, timeout: float | None, priority: int
+    ) -> TokenStream:
+        """Answer a conversation that is ids already, up to where the assistant's turn begins."""
+        (request,) = self._requests([ids], single(params), timeout, priority, turn=True)
+        return TokenStream(self._start(request))
+
     def _all_of(self, requests: Sequence[Request], progress: bool | Progress | None) -> list[Completion]:
         """Return the results of all, holding few in the engine at a time."""
         done: list[Completion] = []

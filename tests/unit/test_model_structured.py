@@ -307,3 +307,15 @@ def test_structure_of_an_answer_begins_after_the_thought(
                 assert re.fullmatch("[a-z]{3}|[a-z]{2}, [a-z]{2}|yes|no", done.reply.content)
         free = model.generate("x", choices=["yes", "no"])
         assert free.text in ("yes", "no")
+
+
+def test_conversation_of_a_model_that_thinks(load_thinking: Callable[[str], ea.Model]) -> None:
+    with load_thinking("Hm.</think>\n\n<response>\nYes.\n</response>\n") as model:
+        talk = model.conversation()
+        reply = talk.send("?", max_tokens=100).reply
+        assert reply is not None
+        assert (reply.thinking, reply.content) == ("Hm.", "Yes.")
+        chosen = talk.send("?", max_tokens=100, temperature=0, choices=["left", "right"]).reply
+        assert chosen is not None
+        assert chosen.content in ("left", "right")
+        assert chosen.thinking is not None
