@@ -93,8 +93,8 @@ class Recipe:
             return cls(
                 precision="int8",
                 bits=8,
-                group=64,
-                down_group=32,
+                group=128,
+                down_group=128,
                 head_bits=8,
                 head_group=64,
                 feedback=False,  # 255 codes leave nothing to make up for: measured, see docs/design/quantization.md

@@ -93,6 +93,8 @@ static inline I16 i_load(const void* p) { return {_mm512_loadu_si512(p)}; }
 static inline void i_store(void* p, I16 a) { _mm512_storeu_si512(p, a.v); }
 static inline I16 i_add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline I16 i_mul(I16 a, I16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+static inline I16 i_max(I16 a, I16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+static inline int32_t i_maximum(I16 a) { return _mm512_reduce_max_epi32(a.v); }
 static inline I16 i_field(I16 a, int shift, int32_t mask) {
   return {_mm512_and_si512(_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(mask))};
 }

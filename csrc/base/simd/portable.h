@@ -159,6 +159,15 @@ static inline I16 i_mul(I16 a, I16 b) {
   ERNIE_LANES a.v[i] *= b.v[i];
   return a;
 }
+static inline I16 i_max(I16 a, I16 b) {
+  ERNIE_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+static inline int32_t i_maximum(I16 a) {
+  int32_t most = a.v[0];
+  ERNIE_LANES most = a.v[i] > most ? a.v[i] : most;
+  return most;
+}
 // (a >> shift) & mask, of unsigned lanes
 static inline I16 i_field(I16 a, int shift, int32_t mask) {
   ERNIE_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> shift) & mask;

@@ -40,16 +40,38 @@ static inline void clear(F16 (&acc)[R][C]) {
     for (int c = 0; c < C; ++c) acc[r][c] = f_zero();
 }
 
+// Brings lines that are multiplied next into the nearest cache, in equal parts, `steps` of them: pages lie apart, and the
+// processor's own prefetching ends with each.
+class Near {
+ public:
+  // `lines` lines of each of `count` pages, `offset` bytes from its beginning.
+  Near(const uint8_t* const* pages, size_t count, size_t offset, size_t lines, size_t steps)
+      : pages_(pages), offset_(offset), lines_(lines), left_(count * lines), each_((left_ + steps - 1) / steps) {}
+  void step() {
+    for (size_t i = 0; i < each_ && left_ > 0; ++i, --left_, ++at_) {
+      if (at_ == lines_) at_ = 0, ++pages_;
+      __builtin_prefetch(*pages_ + offset_ + at_ * 64);
+    }
+  }
+
+ private:
+  const uint8_t* const* pages_;
+  size_t offset_, lines_, left_, each_, at_ = 0;
+};
+
 // Scores of some rows with the first `pages` of a block.
 template <typename D>
 static inline void score_rows(const Attend& a, const Block& b, size_t first_row, size_t rows, size_t pages, float* scores, Ahead* ahead) {
   const uint8_t* q = a.q + first_row * a.query_bytes;
   const size_t units = (a.d + D::kUnitTokens - 1) / D::kUnitTokens;
   in_pieces<kDotLines>(0, pages, [&]<int C>(size_t page) {
+    const size_t left = pages - page - C;
+    Near near(b.keys + page + C, left < C ? left : C, 0, units, (rows + kDotRows - 1) / kDotRows);
     in_pieces<kDotRows>(0, rows, [&]<int R>(size_t row) {
       F16 acc[R][C];
       clear(acc);
       ahead->lines(128);
+      near.step();
       dot_tile<D, R, C>(q + row * a.query_bytes, a.query_bytes, b.keys + page, units, acc);
       for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c)
@@ -64,7 +86,13 @@ static inline void weigh_values(const Attend& a, const Block& b, size_t rows, si
                                 const typename D::Weight* weights, float* sums, Ahead* ahead) {
   constexpr size_t kUnits = kPageTokens / D::kUnitTokens;
   constexpr size_t kRowBytes = 64;  // one page of float32, two of bfloat16
-  in_pieces<kDotLines>(0, a.padded_d / 16, [&]<int C>(size_t j) {
+  const size_t columns = a.padded_d / 16;
+  in_pieces<kDotLines>(0, columns, [&]<int C>(size_t j) {
+    // The next values; after the last, the keys that the next rows begin with.
+    const size_t left = columns - j - C;
+    const size_t steps = (rows + kDotRows - 1) / kDotRows * pages;
+    Near near = left > 0 ? Near(b.values, pages, (j + C) * b.value_stride, (left < C ? left : C) * kUnits, steps)
+                         : Near(b.keys, pages < kDotLines ? pages : kDotLines, 0, (a.d + D::kUnitTokens - 1) / D::kUnitTokens, steps);
     in_pieces<kDotRows>(0, rows, [&]<int R>(size_t row) {
       F16 acc[R][C];
       clear(acc);
@@ -75,6 +103,7 @@ static inline void weigh_values(const Attend& a, const Block& b, size_t rows, si
         const uint8_t* from = reinterpret_cast<const uint8_t*>(weights) +
                               (unit / 16 * kAttentionTile + row) * kRowBytes + unit % 16 * 4;
         ahead->lines(16);
+        near.step();
         dot_tile<D, R, C>(from, kRowBytes, columns, kUnits, acc);
       }
       for (int r = 0; r < R; ++r)

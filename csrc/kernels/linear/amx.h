@@ -73,21 +73,37 @@ static inline void amx_group(const AmxPanels& w, size_t g, size_t cols, const in
   if (Tokens > 1 && Panels > 1) tile_store<3>(sums + 768, 64);
 }
 
-// Adds the sums of one group to the totals, [token][2 panels of 16].
+// What a block has added up so far, [token][2 panels of 16]: `part` in the scale group that it is in, `total` before it.
+struct AmxSums {
+  alignas(64) float total[2 * kAmxRows * 2 * kPanelRows];
+  alignas(64) float part[2 * kAmxRows * 2 * kPanelRows];
+};
+
+// Adds the sums of one group.
 template <int Panels>
-static inline void amx_rescale(const Matrix& w, const AmxPanels& panels, size_t g, const Rows& x, size_t row, size_t rows,
-                               const int32_t* sums, float* totals) {
-  const size_t at = w.scales_of(g);
-  const F16 first = f_load_bf16(reinterpret_cast<const uint16_t*>(panels.header[0] + at));
-  const F16 second = f_load_bf16(reinterpret_cast<const uint16_t*>(panels.header[Panels - 1] + at));
+static inline void amx_rescale(size_t g, const Rows& x, size_t row, size_t rows, const int32_t* sums, float* part) {
   const float* scales = x.scales + row * x.groups + g;
 #pragma GCC unroll 4
-  for (size_t r = 0; r < rows; ++r, totals += 2 * kPanelRows) {
+  for (size_t r = 0; r < rows; ++r, part += 2 * kPanelRows) {
     const F16 scale = f_set1(scales[r * x.groups]);
     const int32_t* sum = sums + r / kAmxRows * 512 + r % kAmxRows * 16;
-    f_store(totals, f_fma(i_to_float(i_load(sum)), f_mul(first, scale), f_load(totals)));
-    if (Panels > 1)
-      f_store(totals + 16, f_fma(i_to_float(i_load(sum + 256)), f_mul(second, scale), f_load(totals + 16)));
+    f_store(part, f_fma(i_to_float(i_load(sum)), scale, f_load(part)));
+    if (Panels > 1) f_store(part + 16, f_fma(i_to_float(i_load(sum + 256)), scale, f_load(part + 16)));
+  }
+}
+
+// Ends the scale group that g is the last group of.
+template <int Panels>
+static inline void amx_fold(const Matrix& w, const AmxPanels& panels, size_t g, size_t rows, AmxSums& sums) {
+  const size_t at = w.scales_of(g);
+  for (int p = 0; p < Panels; ++p) {
+    const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(panels.header[p] + at));
+    for (size_t r = 0; r < rows; ++r) {
+      float* total = sums.total + (2 * r + p) * kPanelRows;
+      float* part = sums.part + (2 * r + p) * kPanelRows;
+      f_store(total, f_fma(f_load(part), scale, f_load(total)));
+      f_store(part, f_zero());
+    }
   }
 }
 
@@ -108,22 +124,28 @@ static inline void amx_exact(const Matrix& w, const AmxPanels& panels, const Row
   }
 }
 
-// Up to 32 rows by one or two panels. The totals of a group are taken up while the next one is being multiplied.
+// Up to 32 rows by one or two panels. The sums of a group are taken up while the next one is being multiplied.
 template <int Tokens, int Panels>
 static void amx_block(const Matrix& w, const AmxPanels& panels, const Rows& x, size_t row, size_t rows, float* out,
                       size_t stride) {
   alignas(64) int32_t sums[2][4 * kAmxRows * kPanelRows];
-  alignas(64) float totals[2 * kAmxRows * 2 * kPanelRows];
+  AmxSums all;
   const int8_t* data = reinterpret_cast<const int8_t*>(x.data + row * x.stride);
-  amx_exact<Panels>(w, panels, x, row, rows, totals);
+  const size_t each = w.scale_group / w.group;
+  const auto take_up = [&](size_t g) {
+    amx_rescale<Panels>(g, x, row, rows, sums[g % 2], all.part);
+    if ((g + 1) % each == 0 || g + 1 == x.groups) amx_fold<Panels>(w, panels, g, rows, all);
+  };
+  std::memset(all.part, 0, rows * 2 * kPanelRows * sizeof(float));
+  amx_exact<Panels>(w, panels, x, row, rows, all.total);
   amx_group<Tokens, Panels>(panels, 0, w.group_cols(0), data, x.stride, sums[0]);
   for (size_t g = 1; g < x.groups; ++g) {
     amx_group<Tokens, Panels>(panels, g, w.group_cols(g), data + g * w.group, x.stride, sums[g % 2]);
-    amx_rescale<Panels>(w, panels, g - 1, x, row, rows, sums[(g - 1) % 2], totals);
+    take_up(g - 1);
   }
-  amx_rescale<Panels>(w, panels, x.groups - 1, x, row, rows, sums[(x.groups - 1) % 2], totals);
+  take_up(x.groups - 1);
   for (size_t r = 0; r < rows; ++r)
-    for (int p = 0; p < Panels; ++p) f_store(out + r * stride + p * kPanelRows, f_load(totals + (2 * r + p) * kPanelRows));
+    for (int p = 0; p < Panels; ++p) f_store(out + r * stride + p * kPanelRows, f_load(all.total + (2 * r + p) * kPanelRows));
 }
 
 template <int Panels>

@@ -20,8 +20,10 @@
 // Activations of a quantised matrix: exact columns in float32; the rest int8 with a scale for each row and group. A scale
 // group of the weights is one or several groups of the activations.
 //
-// Order of summation: exact columns, then along K group by group, whatever the number of rows, panels or threads. That
-// is what makes results independent of the batch. Sums inside a group are of integers, and exact.
+// Order of summation, whatever the number of rows, panels or threads, which is what makes results independent of the
+// batch: exact columns, then along K scale group by scale group. In one of those, the sums of the groups of activations,
+// which are of integers and exact, are multiplied by their scales and added up in order; that, times the scale of the
+// weights, is what the scale group adds.
 #pragma once
 
 #include <cstddef>

@@ -28,18 +28,52 @@ static inline void add_exact(const Matrix& w, const uint8_t* panel, const Rows& 
   }
 }
 
-// Adds a group's integer sums, scaled.
+// What a tile has added up so far: `part` in the scale group that it is in, `total` before it.
 template <int P, int M>
-static inline void add_group(const Matrix& w, const uint8_t* panel, size_t g, const Rows& x, size_t row,
-                             const I16 (&acc)[P][M], F16 (&total)[P][M]) {
-  const uint8_t* scales = panel + w.scales_of(g);
-  for (int p = 0; p < P; ++p) {
-    const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(scales + p * w.panel_bytes));
+struct Sums {
+  F16 total[P][M], part[P][M];
+};
+
+// Walks over the groups of a matrix's activations and the scales of its weights.
+class ScaleWalk {
+ public:
+  ScaleWalk(const Matrix& w, const uint8_t* panel) : w_(w), scales_(panel + w.scales_at), each_(w.scale_group / w.group), left_(each_) {}
+
+  // Adds group g's integer sums, scaled.
+  template <int P, int M>
+  inline __attribute__((always_inline)) void add(size_t g, const Rows& x, size_t row, const I16 (&acc)[P][M], Sums<P, M>& sums) {
+    const float* scales = x.scales + row * x.groups + g;
     for (int m = 0; m < M; ++m) {
-      const F16 both = f_mul(scale, f_set1(x.scales[(row + m) * x.groups + g]));
-      total[p][m] = f_fma(i_to_float(acc[p][m]), both, total[p][m]);
+      const F16 scale = f_set1(scales[m * x.groups]);
+      for (int p = 0; p < P; ++p) sums.part[p][m] = f_fma(i_to_float(acc[p][m]), scale, sums.part[p][m]);
     }
+    if (--left_ == 0 || g + 1 == x.groups) fold(sums);
   }
+
+ private:
+  template <int P, int M>
+  inline __attribute__((always_inline)) void fold(Sums<P, M>& sums) {
+    for (int p = 0; p < P; ++p) {
+      const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(scales_ + p * w_.panel_bytes));
+      for (int m = 0; m < M; ++m) {
+        sums.total[p][m] = f_fma(sums.part[p][m], scale, sums.total[p][m]);
+        sums.part[p][m] = f_zero();
+      }
+    }
+    scales_ += kPanelRows * sizeof(uint16_t);
+    left_ = each_;
+  }
+
+  const Matrix& w_;
+  const uint8_t* scales_;
+  size_t each_, left_;
+};
+
+template <int P, int M>
+static inline void begin_sums(const Matrix& w, const uint8_t* panel, const Rows& x, size_t row, Sums<P, M>& sums) {
+  add_exact(w, panel, x, row, sums.total);
+  for (int p = 0; p < P; ++p)
+    for (int m = 0; m < M; ++m) sums.part[p][m] = f_zero();
 }
 
 template <int P, int M>
@@ -86,31 +120,34 @@ struct WideTile {
     const uint8_t* base = w.data + panel * w.panel_bytes;
     const uint8_t* weights = base + w.weights_at;
     const uint8_t* low = is_nested(kForm) ? w.low + panel * w.low_bytes : weights;  // not read where there is none
-    const int8_t* xp[M];
-    F16 total[P][M];
-    for (int m = 0; m < M; ++m) xp[m] = reinterpret_cast<const int8_t*>(x.data + (row + m) * x.stride);
-    add_exact(w, base, x, row, total);
+    const int8_t* xp = reinterpret_cast<const int8_t*>(x.data + row * x.stride);
+    const int32_t* offsets = x.offsets + row * x.groups;
+    Sums<P, M> sums;
+    begin_sums(w, base, x, row, sums);
+    ScaleWalk scales(w, base);
     for (size_t g = 0; g < x.groups; ++g) {
       I16 acc[P][M];
-      for (int m = 0; m < M; ++m)
-        for (int p = 0; p < P; ++p) acc[p][m] = i_set1(x.offsets[(row + m) * x.groups + g] / 128 * (128 - kBelow<kForm>));
+      for (int m = 0; m < M; ++m) {
+        const int32_t offset = offsets[m * x.groups + g];
+        for (int p = 0; p < P; ++p) acc[p][m] = i_set1(kBelow<kForm> == 0 ? offset : offset / 128 * (128 - kBelow<kForm>));
+      }
       for (size_t k = 0; k < w.group_cols(g); k += 16) {
         ahead.step();
         for_quads([&]<int q>() {
           LineI8 line[P];
           for (int p = 0; p < P; ++p) line[p] = load_wide<kForm, q>(weights + p * w.panel_bytes, low + p * w.low_bytes);
           for (int m = 0; m < M; ++m) {
-            const Quad a = load_quad(xp[m] + k + 4 * q);
+            const Quad a = load_quad(xp + m * x.stride + 4 * q);
             for (int p = 0; p < P; ++p) acc[p][m] = dot_i8(acc[p][m], line[p], a);
           }
         });
+        xp += 16;
         weights += kWeightStep<kForm>;
         low += kLowStep<kForm>;
       }
-      add_group(w, base, g, x, row, acc, total);
-      for (int m = 0; m < M; ++m) xp[m] += w.group;
+      scales.add(g, x, row, acc, sums);
     }
-    store_tile(total, out, stride);
+    store_tile(sums.total, out, stride);
   }
 };
 
@@ -133,9 +170,10 @@ struct Int4Tile {
     const uint8_t* base = w.data + panel * w.panel_bytes;
     const uint8_t* weights = base + w.weights_at;
     const int8_t* xp[M];
-    F16 total[P][M];
+    Sums<P, M> sums;
     for (int m = 0; m < M; ++m) xp[m] = reinterpret_cast<const int8_t*>(x.data + (row + m) * x.stride);
-    add_exact(w, base, x, row, total);
+    begin_sums(w, base, x, row, sums);
+    ScaleWalk scales(w, base);
     size_t sub = 0;
     for (size_t g = 0; g < x.groups; ++g) {
       I16 acc[P][M];
@@ -156,9 +194,9 @@ struct Int4Tile {
         weights += kSubColumns / 8 * kLineBytes;
         for (int m = 0; m < M; ++m) xp[m] += kSubColumns;
       }
-      add_group(w, base, g, x, row, acc, total);
+      scales.add(g, x, row, acc, sums);
     }
-    store_tile(total, out, stride);
+    store_tile(sums.total, out, stride);
   }
 };
 

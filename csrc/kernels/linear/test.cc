@@ -17,11 +17,12 @@ using namespace ernie;
 namespace {
 
 struct Case {
-  size_t rows, cols, tokens, group;
+  size_t rows, cols, tokens, group, scale_group;
 };
-constexpr Case kCases[] = {{1, 2, 1, 32},    {16, 16, 1, 64},  {17, 30, 2, 32},   {64, 64, 7, 64},
-                           {100, 129, 13, 48}, {80, 300, 6, 128}, {200, 256, 25, 256},
-                           {48, 200, 33, 128}, {32, 96, 71, 32},  {16, 64, 16, 64}};
+constexpr Case kCases[] = {{1, 2, 1, 32, 32},      {16, 16, 1, 64, 64},    {17, 30, 2, 32, 32},   {64, 64, 7, 64, 64},
+                           {100, 129, 13, 48, 48}, {80, 300, 6, 128, 256}, {200, 256, 25, 256, 256},
+                           {48, 200, 33, 128, 128}, {32, 96, 71, 32, 32},  {16, 64, 16, 64, 64},
+                           {96, 400, 9, 32, 128},  {80, 330, 3, 64, 192},  {112, 272, 26, 16, 256}};
 
 // Owns prepared activations and a kernel's working memory.
 struct Activations {
@@ -52,10 +53,10 @@ struct Activations {
 // The variant that packs where it does not matter which.
 const Kernels& kBest = kernels_for(supported_isas().back());
 
-PackedMatrix pack_floats(Precision precision, size_t group, const std::vector<float>& w, size_t rows, size_t cols) {
+PackedMatrix pack_floats(Precision precision, Groups groups, const std::vector<float>& w, size_t rows, size_t cols) {
   ThreadPool pool(2);
   const Source source{w.data(), Dtype::fp32, rows, cols, static_cast<ptrdiff_t>(cols), 1};
-  return pack(precision, {group, group}, {source}, plain_rows(rows), plain_cols(cols), kBest, pool);
+  return pack(precision, groups, {source}, plain_rows(rows), plain_cols(cols), kBest, pool);
 }
 
 void prepare_all(const Kernels& kernels, const Matrix& w, const std::vector<float>& x, size_t tokens, size_t cols,
@@ -114,7 +115,7 @@ void check_matrix(const Kernels& kernels, const Matrix& m, const std::vector<flo
 void check_case(const Kernels& kernels, const Case& c, Precision precision, std::mt19937& random, float scale) {
   const auto w = normals(random, c.rows * c.cols, scale);
   const auto x = normals(random, c.tokens * c.cols, scale);
-  check_matrix(kernels, pack_floats(precision, c.group, w, c.rows, c.cols).view, x, c.tokens, c.cols);
+  check_matrix(kernels, pack_floats(precision, {c.group, c.scale_group}, w, c.rows, c.cols).view, x, c.tokens, c.cols);
 }
 
 constexpr Precision kAll[] = {Precision::fp32, Precision::bf16,    Precision::int8,
@@ -251,7 +252,7 @@ void test_against_double(const Kernels& kernels) {
 void test_int8_extremes(const Kernels& kernels) {
   for (float sign : {1.0f, -1.0f}) {
     const std::vector<float> w(16 * 128, sign), x(128, -1.0f);
-    const PackedMatrix packed = pack_floats(Precision::int8, 128, w, 16, 128);
+    const PackedMatrix packed = pack_floats(Precision::int8, {128, 128}, w, 16, 128);
     Activations a(packed.view, 1);
     prepare_all(kernels, packed.view, x, 1, 128, &a);
     float out[16];
@@ -261,7 +262,7 @@ void test_int8_extremes(const Kernels& kernels) {
 }
 
 void test_prepare_rounds_and_fills(const Kernels& kernels) {
-  const PackedMatrix packed = pack_floats(Precision::int8, 64, std::vector<float>(16 * 32, 0.0f), 16, 32);
+  const PackedMatrix packed = pack_floats(Precision::int8, {64, 64}, std::vector<float>(16 * 32, 0.0f), 16, 32);
   Activations a(packed.view, 1);
   std::vector<float> x(32, 0.0f);
   x[0] = 127.0f, x[1] = 2.5f, x[2] = 3.5f, x[3] = -2.5f;
@@ -283,7 +284,7 @@ void test_what_is_no_number_shows(const Kernels& kernels) {
       x[5] = bad;                    // then larger and smaller ones in the same lane
       x[21] = 3.0f, x[37] = 0.5f;
       w[17 * 64 + 9] = bad;
-      const PackedMatrix packed = pack_floats(precision, 64, w, 32, 64);
+      const PackedMatrix packed = pack_floats(precision, {64, 64}, w, 32, 64);
       Activations a(packed.view, 2);
       prepare_all(kernels, packed.view, x, 2, 64, &a);
       float out[2 * 32];
@@ -294,7 +295,7 @@ void test_what_is_no_number_shows(const Kernels& kernels) {
 
 // Groups too small for a finite factor become zero, not garbage.
 void test_tiny_groups(const Kernels& kernels) {
-  const PackedMatrix packed = pack_floats(Precision::int8, 32, std::vector<float>(16 * 32, 1e-44f), 16, 32);
+  const PackedMatrix packed = pack_floats(Precision::int8, {32, 32}, std::vector<float>(16 * 32, 1e-44f), 16, 32);
   std::vector<float> row(32, NAN);
   unpack_row(packed.view, 3, 32, row.data());
   for (float value : row) CHECK(value == 0.0f);
@@ -331,7 +332,7 @@ void test_pack_misaligned() {
   ThreadPool pool(1);
   const Source source{file.data() + 1, Dtype::fp32, 16, 16, 16, 1};
   const PackedMatrix a = pack(Precision::fp32, {}, {source}, plain_rows(16), plain_cols(16), kBest, pool);
-  const PackedMatrix b = pack_floats(Precision::fp32, 0, plain, 16, 16);
+  const PackedMatrix b = pack_floats(Precision::fp32, {0, 0}, plain, 16, 16);
   CHECK(std::memcmp(a.storage.data(), b.storage.data(), a.storage.size()) == 0);
 }
 
@@ -411,7 +412,7 @@ void test_pack_sources() {
   const Source source{transposed.data(), Dtype::bf16, rows, cols, 1, static_cast<ptrdiff_t>(rows)};
   for (Precision precision : kAll) {
     const PackedMatrix a = pack(precision, {32, 32}, {source}, plain_rows(rows), plain_cols(cols), kBest, pool);
-    const PackedMatrix b = pack_floats(precision, 32, rounded, rows, cols);
+    const PackedMatrix b = pack_floats(precision, {32, 32}, rounded, rows, cols);
     CHECK(a.storage.size() == b.storage.size());
     CHECK(std::memcmp(a.storage.data(), b.storage.data(), a.storage.size()) == 0);
   }
