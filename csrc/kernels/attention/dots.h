@@ -46,7 +46,7 @@ class Near {
  public:
   // `lines` lines of each of `count` pages, `offset` bytes from its beginning.
   Near(const uint8_t* const* pages, size_t count, size_t offset, size_t lines, size_t steps)
-      : pages_(pages), offset_(offset), lines_(lines), left_(count * lines), each_((left_ + steps - 1) / steps) {}
+      : pages_(pages), offset_(offset), lines_(lines), left_(count * lines), each_(steps == 0 ? 0 : (left_ + steps - 1) / steps) {}
   void step() {
     for (size_t i = 0; i < each_ && left_ > 0; ++i, --left_, ++at_) {
       if (at_ == lines_) at_ = 0, ++pages_;
