@@ -6,6 +6,7 @@
 #include "kernels/linear/ahead.h"
 #include "kernels/linear/bounds.h"
 #include "kernels/linear/linear.h"
+#include "kernels/linear/nearest.h"
 #include "kernels/linear/prepare.h"
 #include "kernels/linear/quantised.h"
 #if defined(__AMX_TILE__)

@@ -425,9 +425,9 @@ void test_rows_at_the_end_of_memory(const Kernels& kernels) {
   const size_t page = 4096, size = 16 * page;
   auto* memory = static_cast<uint8_t*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   CHECK(memory != MAP_FAILED && mprotect(memory + size - page, page, PROT_NONE) == 0);
-  for (const Case& c : {Case{32, 272, 33, 256}, Case{32, 16, 7, 128}, Case{16, 144, 40, 96}}) {
+  for (const Case& c : {Case{32, 272, 33, 256, 256}, Case{32, 16, 7, 128, 128}, Case{16, 144, 40, 48, 96}}) {
     const auto w = normals(random, c.rows * c.cols), x = normals(random, c.tokens * c.cols);
-    const PackedMatrix packed = pack_floats(Precision::int8, c.group, w, c.rows, c.cols);
+    const PackedMatrix packed = pack_floats(Precision::int8, {c.group, c.scale_group}, w, c.rows, c.cols);
     Activations a(packed.view, c.tokens);
     a.rows.data = memory + size - page - kLineBytes - c.tokens * a.rows.stride;
     prepare_all(kernels, packed.view, x, c.tokens, c.cols, &a);
