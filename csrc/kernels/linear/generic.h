@@ -127,7 +127,7 @@ static void run_row(const Matrix& w, const Rows& x, size_t row, size_t panel, si
                     size_t stride) {
   for (size_t p = 0; p < panels; ++p) {
     const PanelsAhead ahead = ahead_of(w, 1, 1, p + 1 < panels ? Next(panel + p + 1) : next, 1);
-    run_panels<Tile, 1>(w, x, row, 1, panel + p, out + p * kPanelRows, stride, ahead);
+    run_panels<Tile, 1, 1>(w, x, row, 1, panel + p, out + p * kPanelRows, stride, ahead);
   }
 }
 
