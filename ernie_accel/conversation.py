@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -150,10 +151,7 @@ class Conversation:
         Raises:
             ArgumentError: Another answer is under way; or as in ``Model.stream_chat``.
         """
-        if self._answer is not None and self._answer() is not None:
-            raise ArgumentError(
-                "an answer is under way in this conversation: read it to its end or cancel it first"
-            )
+        self._check_idle()
         if not isinstance(content, str):
             raise ArgumentError(f"content={content!r}: must be a string")
         settings = override(params or self.params, sampling)
@@ -170,8 +168,9 @@ class Conversation:
         """Forget the last exchanges.
 
         Raises:
-            ArgumentError: There are not so many.
+            ArgumentError: There are not so many, or an answer is under way.
         """
+        self._check_idle()
         if not isinstance(exchanges, int) or isinstance(exchanges, bool) or not 0 <= exchanges <= len(self):
             raise ArgumentError(f"exchanges={exchanges!r}: must be a whole number from 0 to {len(self)}")
         if exchanges:
@@ -211,7 +210,7 @@ class Conversation:
         state = _read(Path(path))
         try:
             return cls._restored(speaker, state)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, ArgumentError) and state.get("model") != speaker.identity:
                 raise
             raise CheckpointError(f"{path}: is no saved conversation, or a damaged one ({error})") from error
@@ -250,6 +249,8 @@ class Conversation:
         while len(ids) > room:
             first = next(i for i, message in enumerate(kept) if message["role"] != "system")
             following = [i for i in range(first + 1, len(kept)) if kept[i]["role"] == "user"]
+            if not following and len(ids) <= context:
+                break  # less room for the answer than wanted, and nothing left to forget
             if not following:
                 raise ContextLengthError(
                     f"the last message alone has {len(ids)} tokens and the context holds {context}: shorten it"
@@ -263,11 +264,9 @@ class Conversation:
         added = self._speaker.tokenizer.encode_continuation(messages) if self._ids else None
         if not added:
             return self._speaker.tokenizer.encode_chat(messages)
-        ends = self._speaker.tokenizer.eos_ids
-        drawn = (
-            self._ids[-1] in ends and added[0] in ends
-        )  # the model has ended its turn, as the template does
-        return [*(self._ids[:-1] if drawn else self._ids), *added]
+        # Where the model has ended its turn itself, the end is the template's from here on.
+        twice = self._ended and added[0] in self._speaker.tokenizer.eos_ids
+        return [*(self._ids[:-1] if twice else self._ids), *added]
 
     def _take(self, messages: list[Message], prompt: list[int], stops: bool, done: Completion) -> None:
         """Make an exchange part of the conversation."""
@@ -278,7 +277,8 @@ class Conversation:
             self._points = [_Point(point.messages - dropped, 0) for point in kept]
         shared = _common(self._ids, prompt)
         self._points = [replace(p, tokens=p.tokens if p.tokens <= shared else 0) for p in self._points]
-        self._points.append(_Point(len(messages) - 1, min(shared, len(self._ids))))
+        goes_on = shared >= len(self._ids) - self._ended  # else the prompt was made anew from the messages
+        self._points.append(_Point(len(messages) - 1, shared if goes_on else 0))
         self._messages = [*messages, {"role": "assistant", "content": done.text}]
         self._ids = (*prompt, *done.token_ids)
         if stops and done.finish_reason == "stop" and self._ids[-1] not in self._speaker.tokenizer.eos_ids:
@@ -289,6 +289,17 @@ class Conversation:
     def _system(self) -> int:
         """Number of system messages, which are first and stay."""
         return sum(message["role"] == "system" for message in self._messages[:1])
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the ids end with an end that the model has drawn."""
+        return bool(self._ids) and self._ids[-1] in self._speaker.tokenizer.eos_ids
+
+    def _check_idle(self) -> None:
+        if self._answer is not None and self._answer() is not None:
+            raise ArgumentError(
+                "an answer is under way in this conversation: read it to its end or cancel it first"
+            )
 
     def _give_up(self) -> None:
         self._answer = None
@@ -304,11 +315,13 @@ class ConversationStream(TokenStream):
         self._take = take
         self._give_up = give_up
         self._recorded = False
+        self._recording = threading.RLock()
 
     def __next__(self) -> Chunk:
         try:
             chunk = super().__next__()
-        except BaseException:
+        except BaseException:  # Ctrl-C among them, and then nobody waits for the rest
+            self.handle.cancel()
             self._record()
             raise
         if chunk.finish_reason is not None:
@@ -335,15 +348,16 @@ class ConversationStream(TokenStream):
 
     def _record(self) -> None:
         """Hand the answer to the conversation, once; one that failed is no answer."""
-        if self._recorded:
-            return
-        self._recorded = True
-        try:
-            done = self.handle.result()
-        except BaseException:
-            self._give_up()
-            raise
-        self._take(done)
+        with self._recording:  # who cancels may be another thread
+            if self._recorded:
+                return
+            self._recorded = True
+            try:
+                done = self.handle.result()
+            except BaseException:
+                self._give_up()
+                raise
+            self._take(done)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -174,6 +174,8 @@ def test_what_cannot_be_saved_or_loaded(load_mock: LoadMock, tmp_path: Path) -> 
             {"points": [[0, 10**6]]},
             {"params": {"temperature": "hot"}},
             {"overflow": "explode"},
+            {"params": 5},
+            {"ids": [float("inf")]},
         ):
             with pytest.raises(ea.CheckpointError, match="saved conversation"):
                 wrong(**change)
@@ -203,6 +205,73 @@ def test_a_full_context_is_an_error_unless_the_oldest_may_go(load_mock: LoadMock
             forgetful.send("word " * 300)
         with pytest.raises(ea.ArgumentError, match="overflow='explode': must be one of error, drop_oldest"):
             model.conversation(overflow="explode")  # type: ignore[arg-type]
+
+
+def test_rewinding_what_was_forgotten_in_between(load_mock: LoadMock) -> None:
+    """The prompt after a loss shares its first ids only with what was before."""
+    with load_mock("Nice.", max_context=128) as model:
+        assert model.tokenizer is not None
+        conversation = model.conversation(system="Be brief.", overflow="drop_oldest")
+        sent = 0
+        while sent == len(conversation):
+            conversation.send("Tell me more about it.", max_tokens=16)
+            sent += 1
+        assert len(conversation) > 1
+        conversation.rewind()
+        last = conversation.send("And?", max_tokens=4)
+        assert list(last.prompt_token_ids) == model.tokenizer.encode_chat(conversation.messages[:-1])
+
+
+def test_nothing_is_rewound_under_an_answer(load_mock: LoadMock) -> None:
+    with load_mock("Nice.") as model:
+        conversation = model.conversation()
+        conversation.send("One")
+        stream = conversation.stream("Two")
+        with pytest.raises(ea.ArgumentError, match="an answer is under way"):
+            conversation.rewind()
+        stream.result()
+        conversation.rewind(2)
+        assert said(conversation) == []
+
+
+def test_a_last_message_that_leaves_little_room_is_answered(load_mock: LoadMock) -> None:
+    with load_mock("Nice.", max_context=128) as model:
+        conversation = model.conversation(overflow="drop_oldest")
+        assert model.tokenizer is not None
+        text = "a"
+        while len(model.tokenizer.encode_chat([{"role": "user", "content": text}])) < 110:
+            text += "a"
+        assert conversation.send(text, max_tokens=100).text == "Nice."
+
+
+class Interrupted:
+    """A handle whose next piece is never waited for."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.calls: list[str] = []
+
+    def __next__(self) -> ea.Chunk:
+        raise KeyboardInterrupt
+
+    def cancel(self) -> None:
+        self.calls.append("cancel")
+        self._handle.cancel()
+
+    def result(self, timeout: float | None = None) -> ea.Completion:
+        self.calls.append("result")
+        return self._handle.result(timeout)  # type: ignore[no-any-return]
+
+
+def test_ctrl_c_between_two_pieces_ends_the_answer(load_mock: LoadMock) -> None:
+    with load_mock("Nice.", step_seconds=0.01) as model:
+        conversation = model.conversation()
+        stream = conversation.stream("One", max_tokens=100, ignore_eos=True)
+        stream.handle = handle = Interrupted(stream.handle)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert handle.calls == ["cancel", "result"]
+        assert len(conversation) == 1
 
 
 def test_a_message_cannot_forge_a_turn(load_mock: LoadMock) -> None:
