@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 __all__ = ["Bell"]
@@ -14,20 +13,18 @@ class Bell:
     """Whoever waits hears every ring; ringing takes no lock, so nobody who waits can hold it up.
 
     A condition variable would: Ctrl-C may leave its lock taken by a thread that waits, and the thread that computes for
-    everybody would stop there.
+    everybody would stop there. What is done to the dictionary is one instruction each.
     """
 
     def __init__(self) -> None:
-        self._sleepers: deque[Callable[[], object]] = deque()
+        self._sleepers: dict[object, Callable[[], object]] = {}
 
     def ring(self) -> None:
-        """Wake everybody who waits now."""
-        while self._sleepers:
-            try:
-                wake = self._sleepers.popleft()
-            except IndexError:  # another thread rings as well
-                return
-            wake()
+        """Wake everybody who waits now, and nobody who begins to wait meanwhile."""
+        for sleeper in list(self._sleepers):
+            wake = self._sleepers.pop(sleeper, None)
+            if wake is not None:  # else another thread rings as well
+                wake()
 
     def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         """Sleep until ``ready`` or for ``timeout`` seconds; return whether it is ready."""
@@ -38,14 +35,31 @@ class Bell:
                 return False
             gate = threading.Lock()
             gate.acquire()
-            self._sleepers.append(gate.release)
-            if ready():  # rung between the first look and the line above
-                return True
-            gate.acquire(timeout=left)
+            self._sleepers[gate] = gate.release
+            try:
+                if ready():  # rung between the first look and the line above
+                    return True
+                gate.acquire(timeout=left)
+            finally:
+                self._sleepers.pop(gate, None)
         return True
 
     def call(self, callback: Callable[[], object], ready: Callable[[], bool]) -> None:
-        """Call ``callback`` once, at the next ring or, if it is ready already, soon; from any thread."""
-        self._sleepers.append(callback)
+        """Call ``callback`` once, at the next ring or, if it is ready already, soon; from any thread.
+
+        What it raises goes to ``threading.excepthook``: it must not stop the thread that rings.
+        """
+
+        def wake() -> None:
+            try:
+                callback()
+            except Exception as error:
+                threading.excepthook(
+                    threading.ExceptHookArgs(
+                        (type(error), error, error.__traceback__, threading.current_thread())
+                    )
+                )
+
+        self._sleepers[wake] = wake
         if ready():
             self.ring()
