@@ -40,9 +40,9 @@ class LocalHandle:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every chunk was taken."""
+        """Whether every chunk was taken; never after a failure, which ``take`` raises instead."""
         first = self.writers[0]
-        return first.done and self._taken >= first.output.chunks()
+        return first.done and first.error is None and self._taken >= first.output.chunks()
 
     def take(self) -> Chunk | None:
         """Return the next piece of the first alternative if there is one now; after the last, raise a failure."""

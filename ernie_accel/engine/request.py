@@ -61,12 +61,12 @@ class Handle(Protocol):
         ...
 
     def take(self) -> Chunk | None:
-        """Return the next piece if there is one now, else None."""
+        """Return the next piece if there is one now, else None; where the request failed, raise why."""
         ...
 
     @property
     def exhausted(self) -> bool:
-        """Whether every piece was taken, the one with a finish reason included."""
+        """Whether every piece was taken, the one with a finish reason included; a request that failed has none."""
         ...
 
     @property
@@ -79,7 +79,10 @@ class Handle(Protocol):
         ...
 
     def notify(self, callback: Callable[[], object], *, done: bool = False) -> None:
-        """Call back once, from any thread, when ``take`` may have news; with ``done``, when that may have changed."""
+        """Call back once, from any thread, when ``take`` may have news; with ``done``, when that may have changed.
+
+        The callback may run in the thread that computes, so it should only wake somebody.
+        """
         ...
 
     def cancel(self) -> None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ernie_accel.engine.handle import LocalHandle
 from ernie_accel.engine.request import Request
 from ernie_accel.engine.stream import TokenStream
 from ernie_accel.errors import DeadlineError
+from ernie_accel.types import Chunk
 from tests.unit.engine.conftest import Gate
 
 if TYPE_CHECKING:
@@ -133,3 +135,22 @@ def test_a_request_ends_with_its_deadline(bench: Bench, request_of: Ask) -> None
             handle.result()
     assert good.result().finish_reason == "length"
     assert bench.open_sequences() == 0
+
+
+def test_a_failure_between_two_looks_is_no_end(
+    bench: Bench, request_of: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = bench.engine(reply="abcdef")
+    gate = Gate(bench.runner, 1)
+    handle = engine.submit(request_of())
+    look = LocalHandle.take
+
+    def take(self: LocalHandle) -> Chunk | None:
+        chunk = look(self)
+        self.writers[0].fail(DeadlineError("late"))
+        return chunk
+
+    monkeypatch.setattr(LocalHandle, "take", take)
+    with gate, pytest.raises(DeadlineError, match="late"):
+        next(handle)
+    assert not handle.exhausted
