@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +19,7 @@ from ernie_accel.engine.metrics import Metrics, Recorder
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.reader import EmbedReader, LogitsReader, Reader, ScoreReader
 from ernie_accel.engine.request import Request
-from ernie_accel.engine.scheduler import Scheduler, closed
+from ernie_accel.engine.scheduler import Scheduler, closed, late
 from ernie_accel.engine.stop import Decoder
 from ernie_accel.engine.worker import Worker
 from ernie_accel.engine.writer import Limits, Writer
@@ -166,14 +168,17 @@ class LocalEngine:
         scheduler, most, at = self._scheduler, self._options.queue_size, 0
         while at < len(jobs):
             with self._entering:
-                room = most - len(scheduler.queued)
+                room = most - len(scheduler.queued) if block else len(jobs) * self._has_room(len(jobs))
                 entering = jobs[at : at + max(0, room)]
                 scheduler.queued.update(dict.fromkeys(entering))
             if entering:
                 self._worker.send(partial(scheduler.add, entering))
                 at += len(entering)
             elif block:
-                scheduler.room.wait(lambda: self._closed or len(scheduler.queued) < most)
+                deadline = min(job.deadline for job in jobs[at:])
+                left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+                if not scheduler.room.wait(self._has_room, left):
+                    raise late()
                 self._check_open()
             else:
                 raise QueueFullError(
@@ -181,9 +186,14 @@ class LocalEngine:
                     "load the model with EngineOptions(queue_size=...)"
                 )
 
+    def _has_room(self, count: int = 1) -> bool:
+        """Whether so many may enter together; more than the queue holds only if nobody waits, or they never could."""
+        queued = len(self._scheduler.queued)
+        return self._closed or not queued or queued + count <= self._options.queue_size
+
     def _read(self, readers: Sequence[Reader]) -> None:
-        self._worker.send(partial(self._scheduler.add, readers))
         try:
+            self._worker.send(partial(self._scheduler.add, readers))
             for reader in readers:
                 reader.ended.wait(lambda r=reader: r.done)  # type: ignore[misc]
                 if reader.error is not None:

@@ -123,10 +123,10 @@ class Scheduler:
         if not self._timed:
             return
         now = time.monotonic()
-        late = [job for job in self._all() if job.deadline <= now]
-        for job in late:
-            job.fail(DeadlineError("the request took longer than its timeout and was ended"))
-        if late:
+        overdue = [job for job in self._all() if job.deadline <= now]
+        for job in overdue:
+            job.fail(late())
+        if overdue:
             self._take_out()
 
     def _all(self) -> list[Job]:
@@ -343,6 +343,13 @@ def _prepare_masks(batch: Batch) -> None:
 def closed() -> ClosedError:
     """Return what calls of a closed model raise."""
     return ClosedError("the model was closed; load it again to go on")
+
+
+def late() -> DeadlineError:
+    """Return what a request raises whose time is over."""
+    return DeadlineError(
+        "the request took longer than its timeout and was ended; allow more time, or ask for less"
+    )
 
 
 def _alone(error: CapacityError, tokens: int) -> CapacityError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import ernie_accel as ea
 from ernie_accel.engine.budget import Budget
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.request import Request
-from ernie_accel.errors import ArgumentError, ClosedError, QueueFullError
+from ernie_accel.errors import ArgumentError, ClosedError, DeadlineError, QueueFullError
 from tests.unit.engine.conftest import Gate
 
 if TYPE_CHECKING:
@@ -101,6 +102,32 @@ def test_the_queue_is_bounded(bench: Bench, request_of: Ask) -> None:
     thread.join()
     for handle in (running, *waiting, *late):
         assert handle.result().finish_reason == "length"
+
+
+def test_a_timeout_holds_before_the_queue_too(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(max_sequences=1, queue_size=1)
+    gate = Gate(bench.runner, 1)
+    running = engine.submit(request_of([5], max_tokens=1))
+    with gate:
+        waiting = engine.submit(request_of([6], max_tokens=1))
+        with pytest.raises(DeadlineError, match="longer than its timeout"):
+            engine.submit(request_of([7], deadline=time.monotonic() + 0.02))
+    assert running.result().finish_reason == waiting.result().finish_reason == "length"
+    assert order_of(bench) == [5, 6]
+
+
+def test_without_waiting_a_request_enters_as_a_whole_or_not_at_all(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(max_sequences=1, queue_size=3)
+    gate = Gate(bench.runner, 1)
+    running = engine.submit(request_of([5], max_tokens=1))
+    with gate:
+        waiting = engine.submit(request_of([6], max_tokens=1))
+        with pytest.raises(QueueFullError):
+            engine.submit(request_of([7], n=3, max_tokens=1), block=False)
+        assert engine._scheduler.queued.keys() == set(waiting.writers)
+    assert running.result().finish_reason == waiting.result().finish_reason == "length"
+    more_than_the_queue_holds = engine.submit(request_of([7], n=5, max_tokens=1), block=False)
+    assert len(more_than_the_queue_holds.result().alternatives) == 4
 
 
 def test_closing_wakes_who_waits_for_the_queue(bench: Bench, request_of: Ask) -> None:
