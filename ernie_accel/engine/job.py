@@ -44,7 +44,7 @@ class Job(ABC):
         arrived: When the caller asked, ``time.perf_counter()``.
         started: When it was given its first sequence, 0 before.
         outcome: How it ended, for statistics: stop, length, cancelled, failed.
-        passed_over: Tokens of other prompts that were computed while this one waited for its turn.
+        passed_over: Tokens of others that were computed while it waited for its turn in a step.
         ended: Rung when the job is done.
         guide: What its output is led by, None if it is free.
     """

@@ -72,7 +72,8 @@ class PrefixCache:
         for entry in self._candidates(job):
             common = _common(job.tokens, entry.tokens, job.shareable)
             now = min(common, entry.available)
-            soon = max(soon, common)
+            if entry.job is None or entry.job.priority >= job.priority:  # else it may stand still itself
+                soon = max(soon, common)
             if now > best:
                 best, source = now, entry
         wait = soon - best >= 2 * BLOCK
@@ -176,9 +177,11 @@ class PrefixCache:
 
 
 def _remove(entries: dict[int, dict[_Entry, None]], key: int, entry: _Entry) -> None:
-    del entries[key][entry]
-    if not entries[key]:
-        del entries[key]
+    found = entries.get(key)
+    if found is not None:  # else two keys of one entry are equal
+        found.pop(entry, None)
+        if not found:
+            del entries[key]
 
 
 def _keys(job: Job, length: int) -> list[int]:

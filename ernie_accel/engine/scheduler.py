@@ -134,16 +134,18 @@ class Scheduler:
 
     def _take_out(self) -> None:
         """Release jobs that are done."""
+        out = [place.job for place in self._waiting if place.job.done]
+        if out:
+            self._waiting = [place for place in self._waiting if not place.job.done]
+        for job in out:
+            self._leave_queue(job)
+            self._end(job)
         for job in [job for job in self._running if job.done]:
             self._release(job)
-        for place in [place for place in self._waiting if place.job.done]:
-            self._waiting.remove(place)
-            self._leave_queue(place.job)
-            self._end(place.job)
 
     def _leave_queue(self, job: Job) -> None:
         if job in self.queued:
-            del self.queued[job]
+            self.queued.pop(job, None)  # after the end, commands come from several threads
             self.room.ring()
 
     def _end(self, job: Job) -> None:
@@ -156,21 +158,23 @@ class Scheduler:
             return
         free = self._runner.capacity().free_tokens - sum(job.pending for job in self._running)
         started = set()
-        for place in self._waiting[:LOOKAHEAD]:
-            if len(self._running) >= self._info.max_sequences:
-                break
-            job = place.job
-            if job.held_up:
-                continue
-            need = self._start(job, free)
-            if need is None:
-                continue
-            if need < 0:
-                break
-            free -= need
-            started.add(place)
-        if started:
-            self._waiting = [place for place in self._waiting if place not in started]
+        try:
+            for place in self._waiting[:LOOKAHEAD]:
+                if len(self._running) >= self._info.max_sequences:
+                    break
+                job = place.job
+                if job.held_up:
+                    continue
+                need = self._start(job, free)
+                if need is None:
+                    continue
+                if need < 0:
+                    break
+                free -= need
+                started.add(place)
+        finally:
+            if started:
+                self._waiting = [place for place in self._waiting if place not in started]
 
     def _start(self, job: Job, free: int) -> int | None:
         """Give a job its sequence; return the tokens it needs, -1 if nobody can start now, None if it alone waits."""
@@ -188,7 +192,8 @@ class Scheduler:
         except CapacityError as error:  # for instance since a fork is a copy here
             if self._running or self.prefixes.evict():
                 return -1
-            job.fail(error)
+            job.fail(_alone(error, len(job.tokens)))
+            self._take_out()
             return None
         job.computed = job.cached = fork.length if fork else 0
         self._running.append(job)
@@ -201,15 +206,23 @@ class Scheduler:
         """Take the next token of everyone who is past the prompt, then chunks of prompts, up to the budget."""
         decoding = [job for job in self._running if job.pending == 1]
         left = self._budget.tokens(len(decoding))
-        batch = []
-        for job in decoding[:left]:
-            batch.append((job, 1))
+        batch = self._next_tokens(decoding, left)
         left -= len(batch)
         if len(decoding) < len(self._running):
             batch += self._chunks(left)
         elif left > 0:
             self._draft(batch, left)
         return batch
+
+    def _next_tokens(self, decoding: list[Job], left: int) -> Batch:
+        """Take turns where a step has no room for everybody."""
+        if len(decoding) > left:
+            decoding.sort(key=lambda job: (-job.priority, -job.passed_over))
+            for job in decoding[left:]:
+                job.passed_over += left
+            for job in decoding[:left]:
+                job.passed_over = 0
+        return [(job, 1) for job in decoding[:left]]
 
     def _chunks(self, left: int) -> Batch:
         """Share tokens out to prompts: the one with least to do first, but what others got counts as done.
@@ -284,7 +297,7 @@ class Scheduler:
 
     def _make_room(self, error: CapacityError) -> Job:
         """Send the youngest of the lowest priority back to wait; fail it if it is the only one."""
-        victim = min(reversed(self._running), key=lambda job: job.priority)
+        victim = min(self._running, key=lambda job: (job.priority, -job.arrival))
         if len(self._running) == 1:
             victim.fail(_alone(error, len(victim.tokens)))
         self._release(victim)
@@ -296,11 +309,13 @@ class Scheduler:
     def _release(self, job: Job) -> None:
         self._running.remove(job)
         seq, job.seq = job.seq, None
-        if seq is not None and not self.prefixes.leave(job, seq):
-            self._runner.free(seq)
-        job.computed = 0
-        if job.done:
-            self._end(job)
+        try:
+            if seq is not None and not self.prefixes.leave(job, seq):
+                self._runner.free(seq)
+        finally:
+            job.computed = 0
+            if job.done:
+                self._end(job)
 
     def _resync(self) -> None:
         """After a step that failed: make every sequence hold what its job believes it holds."""
@@ -309,15 +324,14 @@ class Scheduler:
                 self._runner.truncate(job.seq, job.computed)
 
     def _fail_all(self, error: BaseException) -> None:
-        failure = error
-        if isinstance(error, Exception) and not isinstance(error, ErnieAccelError):
-            failure = BackendError(f"a step failed: {error!r}")
-            failure.__cause__ = error
         for job in self._all():
-            job.fail(failure)
+            job.fail(_failure(error))
         try:
             self._take_out()
         except Exception:  # the Runner is beyond repair: forget what it holds
+            for job in self._running:
+                job.seq = None
+                self._end(job)
             self._running.clear()
             self.prefixes.forget()
 
@@ -350,6 +364,15 @@ def late() -> DeadlineError:
     return DeadlineError(
         "the request took longer than its timeout and was ended; allow more time, or ask for less"
     )
+
+
+def _failure(error: BaseException) -> BaseException:
+    """Return what a request raises; one of its own, since raising writes into it."""
+    if isinstance(error, ErnieAccelError) or not isinstance(error, Exception):
+        return error
+    failure = BackendError(f"a step failed: {error!r}")
+    failure.__cause__ = error
+    return failure
 
 
 def _alone(error: CapacityError, tokens: int) -> CapacityError:

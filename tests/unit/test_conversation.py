@@ -267,7 +267,8 @@ def test_ctrl_c_between_two_pieces_ends_the_answer(load_mock: LoadMock) -> None:
     with load_mock("Nice.", step_seconds=0.01) as model:
         conversation = model.conversation()
         stream = conversation.stream("One", max_tokens=100, ignore_eos=True)
-        stream.handle = handle = Interrupted(stream.handle)
+        handle = Interrupted(stream.handle)
+        stream.handle = handle  # type: ignore[assignment]
         with pytest.raises(KeyboardInterrupt):
             next(stream)
         assert handle.calls == ["cancel", "result"]

@@ -49,6 +49,29 @@ def test_an_answer_is_a_beginning_too(bench: Bench, request_of: Ask) -> None:
     assert bench.open_sequences() == 1  # the longer one replaces its own beginning
 
 
+def test_a_higher_priority_does_not_wait_for_a_lower_one(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(prefix_cache=True, max_step_tokens=16)
+    gate = Gate(bench.runner, 1)
+    low = engine.submit(request_of([*SYSTEM, *SYSTEM, 7], max_tokens=1))
+    with gate:
+        high = engine.submit(request_of([*SYSTEM, *SYSTEM, 8], max_tokens=1, priority=1))
+    assert high.result().token_ids == low.result().token_ids
+    assert bench.runner.steps[1][0].seq != bench.runner.steps[0][0].seq
+
+
+def test_two_blocks_with_one_key_are_only_a_hint(
+    bench: Bench, request_of: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix, "hash", lambda block: 1, raising=False)
+    engine = bench.engine(prefix_cache=True)
+    first = engine.submit(request_of(SYSTEM, max_tokens=4)).result()
+    assert engine.submit(request_of(SYSTEM, max_tokens=4)).result().token_ids == first.token_ids
+    other = engine.submit(request_of([60] * 40, max_tokens=4)).result()
+    assert (other.usage.cached_tokens, len(other.token_ids)) == (0, 4)
+    engine.clear_cache()
+    assert bench.open_sequences() == 0
+
+
 def test_little_in_common_is_not_shared(bench: Bench, request_of: Ask) -> None:
     engine = bench.engine(prefix_cache=True)
     engine.submit(request_of(SYSTEM, max_tokens=4)).result()

@@ -12,8 +12,9 @@ import pytest
 import ernie_accel as ea
 from ernie_accel.engine.budget import Budget
 from ernie_accel.engine.options import EngineOptions
+from ernie_accel.engine.reader import LogitsReader
 from ernie_accel.engine.request import Request
-from ernie_accel.errors import ArgumentError, ClosedError, DeadlineError, QueueFullError
+from ernie_accel.errors import ArgumentError, CapacityError, ClosedError, DeadlineError, QueueFullError
 from tests.unit.engine.conftest import Gate
 
 if TYPE_CHECKING:
@@ -78,6 +79,75 @@ def test_short_prompts_do_not_hold_up_a_long_one_for_ever(bench: Bench, request_
         number for number, batch in enumerate(bench.runner.steps) if any(5 in s.token_ids for s in batch)
     )
     assert last < 60
+
+
+def test_who_writes_takes_turns_where_a_step_is_too_small(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(step_tokens=2, reply=[9] * 20)
+    gate = Gate(bench.runner, 1)
+    handles = [engine.submit(request_of([5 + i], max_tokens=6)) for i in range(6)]
+    with gate:
+        pass
+    for handle in handles:
+        handle.result()
+    turns = [step.seq for batch in bench.runner.steps for step in batch]
+    assert {turns[:18].count(seq) for seq in set(turns)} <= {2, 3, 4}
+
+
+def test_the_last_to_arrive_makes_room(bench: Bench, request_of: Ask) -> None:
+    """Not the last to start: that may be one which made room before."""
+    scheduler = bench.engine()._scheduler
+    first, second = LogitsReader([5], 1), LogitsReader([6], 1)
+    first.arrival, second.arrival = 1, 2
+    scheduler._running += [second, first]
+    assert scheduler._make_room(CapacityError("full")) is second
+
+
+def test_one_that_cannot_even_begin_leaves_the_queue(
+    bench: Bench, request_of: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = bench.engine()
+
+    def refuse() -> int:
+        raise CapacityError("none left")
+
+    monkeypatch.setattr(bench.runner, "open", refuse)
+    with pytest.raises(CapacityError, match="although nothing else runs: none left"):
+        engine.submit(request_of()).result()
+    assert engine.metrics().gauges["waiting"] == len(engine._scheduler.queued) == 0
+    monkeypatch.undo()
+    assert engine.submit(request_of(max_tokens=2)).result().finish_reason == "length"
+
+
+@pytest.mark.parametrize("method", ["open", "free"])
+def test_a_broken_runner_leaves_the_books_in_order(
+    bench: Bench, request_of: Ask, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    engine = bench.engine(max_sequences=2, queue_size=3)
+    scheduler, original = engine._scheduler, getattr(bench.runner, method)
+    calls: list[int] = []
+
+    def fail(*args: int) -> Any:
+        calls.append(1)
+        return 1 // 0 if method == "free" or len(calls) == 2 else original(*args)
+
+    monkeypatch.setattr(bench.runner, method, fail)
+    gate = Gate(bench.runner, 1)
+    deadline = time.monotonic() + 60
+    handles = [engine.submit(request_of([5], max_tokens=1, deadline=deadline))]
+    with gate:
+        handles += [engine.submit(request_of([6 + i], max_tokens=1, deadline=deadline)) for i in range(3)]
+    errors = []
+    for handle in handles:
+        try:
+            handle.result()
+        except ea.BackendError as error:
+            errors.append(error)
+    assert len(set(map(id, errors))) == len(errors) >= 2  # each its own
+    metrics = engine.metrics()
+    assert (metrics.gauges["waiting"], metrics.gauges["running"]) == (0, 0)
+    assert sum(metrics.counters[f"requests_{how}"] for how in ("length", "failed")) == 4
+    assert (scheduler._timed, len(scheduler.queued)) == (0, 0)
+    monkeypatch.undo()
 
 
 def test_step_tokens_bounds_a_step(bench: Bench, request_of: Ask) -> None:
