@@ -82,8 +82,11 @@ class Scheduler:
     def cancel(self, jobs: Iterable[Job]) -> None:
         """End jobs, with what they have."""
         for job in jobs:
-            if not job.done:
-                job.cancel()
+            try:
+                if not job.done:
+                    job.cancel()
+            except Exception as error:  # for example of a decoder: it must end nevertheless
+                job.fail(_failure(error))
             self._leave_queue(job)
         try:
             self._take_out()

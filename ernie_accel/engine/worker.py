@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from ernie_accel.engine.bell import Bell
 from ernie_accel.engine.interrupts import deferred
-from ernie_accel.errors import BackendError
+from ernie_accel.errors import BackendError, CapacityError
 
 __all__ = ["Work", "Worker"]
 
@@ -124,8 +124,14 @@ class Worker:
             if self._thread is not None:
                 return
             self._thread = thread
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._thread = None
+                raise CapacityError(
+                    f"the system starts no thread to compute in: {error}; end others"
+                ) from error
             weakref.finalize(self, _join, self._inbox, weakref.WeakMethod(self._close), thread)
-            thread.start()
 
     def _close(self) -> None:
         self._closing = True
@@ -134,7 +140,7 @@ class Worker:
         try:
             while not self._closing:
                 if self._work.idle:
-                    self._inbox.get()()
+                    _carry_out(self._inbox.get())
                 self._obey()
                 if not (self._closing or self._work.idle):
                     self._work.step()
@@ -143,16 +149,25 @@ class Worker:
                 self._work.close()
             finally:
                 self._ended = True
-                self._obey()
                 self._end.ring()
+                self._obey()
 
     def _obey(self) -> None:
         """Call what was sent so far."""
         try:
             while True:
-                self._inbox.get_nowait()()
+                _carry_out(self._inbox.get_nowait())
         except Empty:
             return
+
+
+def _carry_out(command: Command) -> None:
+    """One command that fails must not end the thread, nor what others wait for."""
+    try:
+        command()
+    except Exception as error:
+        args = (type(error), error, error.__traceback__, threading.current_thread())
+        threading.excepthook(threading.ExceptHookArgs(args))
 
 
 def _join(inbox: SimpleQueue[Command], close: weakref.WeakMethod[Command], thread: threading.Thread) -> None:

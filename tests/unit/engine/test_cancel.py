@@ -10,7 +10,7 @@ import pytest
 from ernie_accel.engine.handle import LocalHandle
 from ernie_accel.engine.request import Request
 from ernie_accel.engine.stream import TokenStream
-from ernie_accel.errors import DeadlineError
+from ernie_accel.errors import BackendError, DeadlineError
 from ernie_accel.types import Chunk
 from tests.unit.engine.conftest import Gate
 
@@ -154,3 +154,17 @@ def test_a_failure_between_two_looks_is_no_end(
     with gate, pytest.raises(DeadlineError, match="late"):
         next(handle)
     assert not handle.exhausted
+
+
+def test_a_decoder_that_fails_at_the_cancel_ends_its_request_alone(
+    bench: Bench, request_of: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = bench.engine(reply="abcdef")
+    gate = Gate(bench.runner, 2)
+    handle, other = engine.submit(request_of(stop="bz")), engine.submit(request_of())
+    with gate:
+        monkeypatch.setattr(handle.writers[0].output, "publish", lambda reason=None: 1 // (not reason))
+        handle.cancel()
+    with pytest.raises(BackendError, match="ZeroDivisionError"):
+        handle.result()
+    assert other.result().text == "abcdef"

@@ -83,6 +83,34 @@ def test_work_that_fails_is_closed_and_nobody_hangs(capfd: pytest.CaptureFixture
     assert worker.call(lambda: 1) == 1
 
 
+def test_a_system_without_threads_is_an_error_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker = Worker(Counter(), "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(ea.CapacityError, match="starts no thread to compute in"):
+                worker.call(lambda: 1)
+    assert worker.call(lambda: 2) == 2
+    worker.close()
+
+
+def test_a_command_that_fails_is_reported_and_the_thread_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_type))
+    work = Counter()
+    worker = Worker(work, "test")
+    for _ in range(2):
+        worker.send(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    assert worker.call(threading.get_ident) != threading.get_ident()
+    assert (reported, work.closed) == ([ZeroDivisionError] * 2, 0)
+    worker.close()
+    worker.send(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    assert len(reported) == 3
+
+
 def computing() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("ernie_accel")]
 
