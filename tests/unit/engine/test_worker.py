@@ -103,11 +103,11 @@ def test_a_command_that_fails_is_reported_and_the_thread_goes_on(monkeypatch: py
     work = Counter()
     worker = Worker(work, "test")
     for _ in range(2):
-        worker.send(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+        worker.send(lambda: 1 // 0)  # type: ignore[arg-type]
     assert worker.call(threading.get_ident) != threading.get_ident()
     assert (reported, work.closed) == ([ZeroDivisionError] * 2, 0)
     worker.close()
-    worker.send(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    worker.send(lambda: 1 // 0)  # type: ignore[arg-type]
     assert len(reported) == 3
 
 
