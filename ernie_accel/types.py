@@ -75,6 +75,8 @@ class Timings:
         decode_tokens_per_second: Tokens after the first by ``decode_seconds``; 0 where there is only one.
         peak_memory: Largest resident memory of the process so far, bytes.
         queue_seconds: Seconds from the call to the start of the request.
+        drafted_tokens: Guesses of speculation that were checked.
+        accepted_tokens: Of them, those that were right.
     """
 
     time_to_first_token: float
@@ -84,6 +86,8 @@ class Timings:
     decode_tokens_per_second: float
     peak_memory: int
     queue_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,12 @@ class Job(ABC):
         return 0
 
     def drafts(self, most: int) -> int:
-        """Guess up to ``most`` tokens that follow, to be checked by the next step; return how many there are."""
+        """Guess up to ``most`` tokens that follow all that is known; return how many there are, for ``step``."""
         return 0
 
     @abstractmethod
     def step(self, count: int) -> Step:
-        """Return the step that appends the next ``count`` tokens, and drafts if there are any."""
+        """Return the step that appends the next ``count`` tokens; those beyond ``pending`` are the first drafts."""
 
     @abstractmethod
     def accept(self, count: int, result: StepResult) -> None:

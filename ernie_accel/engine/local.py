@@ -20,6 +20,7 @@ from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.reader import EmbedReader, LogitsReader, Reader, ScoreReader
 from ernie_accel.engine.request import Request
 from ernie_accel.engine.scheduler import Scheduler, closed, late
+from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.stop import Decoder
 from ernie_accel.engine.worker import Worker
 from ernie_accel.engine.writer import Limits, Writer
@@ -60,7 +61,8 @@ class LocalEngine:
             selects="select" in runner.info.capabilities,
         )
         self._recorder = Recorder()
-        self._scheduler = Scheduler(runner, self._options, self._recorder)
+        self._speculation = Speculation() if self._options.speculation == "lookup" else None
+        self._scheduler = Scheduler(runner, self._options, self._recorder, self._speculation)
         self._worker = Worker(self._scheduler, f"ernie_accel {runner.info.backend}")
         self._cancel = partial(_cancel, self._worker, self._scheduler)
         self._entering = threading.Lock()
@@ -102,6 +104,9 @@ class LocalEngine:
         ]
         for writer in writers[1:]:
             writer.follow(writers[0])
+        if self._speculation is not None:
+            for writer in writers:
+                writer.speculate(self._speculation)
         return LocalHandle(writers, self._cancel, self._check_process)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Recorder
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.prefix import PrefixCache
+from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.structured import Guide
 from ernie_accel.errors import BackendError, CapacityError, ClosedError, DeadlineError, ErnieAccelError
 
@@ -32,13 +33,20 @@ class Scheduler:
     One thread calls its methods.
     """
 
-    def __init__(self, runner: Runner, options: EngineOptions, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        options: EngineOptions,
+        recorder: Recorder,
+        speculation: Speculation | None = None,
+    ) -> None:
         self._runner = runner
         self._info = runner.info
         self._budget = Budget(
             min(self._info.max_step_tokens, options.step_tokens or TOKENS_PER_STEP), options.latency_target
         )
         self._recorder = recorder
+        self._speculation = speculation
         self._waiting: list[_Place] = []
         self._running: list[Job] = []
         self._arrivals = 0
@@ -213,8 +221,8 @@ class Scheduler:
         left -= len(batch)
         if len(decoding) < len(self._running):
             batch += self._chunks(left)
-        elif left > 0:
-            self._draft(batch, left)
+        elif self._speculation is not None:
+            batch = self._draft(batch, left, self._speculation)
         return batch
 
     def _next_tokens(self, decoding: list[Job], left: int) -> Batch:
@@ -245,10 +253,15 @@ class Scheduler:
                 job.passed_over += given
         return chunks
 
-    def _draft(self, batch: Batch, left: int) -> None:
+    def _draft(self, batch: Batch, left: int, speculation: Speculation) -> Batch:
         """Let jobs guess what follows, where the step has room."""
-        for job, _ in batch:
-            left -= job.drafts(left)
+        speculation.begin(len(batch))
+        drafted = []
+        for job, count in batch:
+            drafts = job.drafts(left)
+            left -= drafts
+            drafted.append((job, count + drafts))
+        return drafted
 
     def _advance(self, batch: Batch) -> None:
         while batch:
@@ -258,6 +271,9 @@ class Scheduler:
                 steps = [job.step(count) for job, count in batch]
                 results = self._runner.forward(steps)
             except CapacityError as error:
+                if any(count > job.pending for job, count in batch):
+                    batch = _without_drafts(batch)
+                    continue
                 if self.prefixes.evict():
                     continue
                 victim = self._make_room(error)
@@ -269,6 +285,8 @@ class Scheduler:
                 seconds = time.perf_counter() - began
                 tokens = sum(len(step.token_ids) for step in steps)
                 self._budget.note(tokens, seconds)
+                if self._speculation is not None and all(job.pending == 1 for job, _ in batch):
+                    self._speculation.costs.note(tokens, seconds)
                 self._recorder.stepped(len(steps), tokens, seconds)
                 self._accept(batch, steps, results)
                 return
@@ -290,11 +308,12 @@ class Scheduler:
     def _isolate(self, batch: Batch, error: Exception) -> None:
         """Find out whose step it is that fails: the others go on."""
         self._resync()
-        if len(batch) == 1:
+        needed = _without_drafts(batch)
+        if len(batch) == 1 and needed == batch:
             batch[0][0].fail(error)
             self._take_out()
             return
-        for entry in batch:
+        for entry in needed:
             if entry[0].seq is not None:  # it may have made room for an earlier one
                 self._advance([entry])
 
@@ -355,6 +374,10 @@ def _prepare_masks(batch: Batch) -> None:
     guides = [job.guide for job, count in batch if job.guide is not None and count == job.pending]
     if len(guides) > 1:
         Guide.prepare(guides)
+
+
+def _without_drafts(batch: Batch) -> Batch:
+    return [(job, min(count, job.pending)) for job, count in batch]
 
 
 def closed() -> ClosedError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from ernie_accel.backends.base import Select, Step, StepResult
 from ernie_accel.engine.bell import Bell
@@ -13,10 +15,11 @@ from ernie_accel.engine.metrics import Recorder
 from ernie_accel.engine.output import Output
 from ernie_accel.engine.request import Request, alternative_seed
 from ernie_accel.engine.sampling import select_rows
+from ernie_accel.engine.speculation import Drafter, Speculation
 from ernie_accel.engine.stop import Decoder
 from ernie_accel.engine.structured import Guide
 from ernie_accel.system import peak_memory
-from ernie_accel.types import Completion, FinishReason, SamplingParams, Timings, Usage
+from ernie_accel.types import Completion, FinishReason, SamplingParams, Timings, TokenLogprob, Usage
 
 __all__ = ["Limits", "Writer"]
 
@@ -65,6 +68,9 @@ class Writer(Job):
         self._select = _select(request, limits, alternative_seed(request.params.seed or 0, index))
         self._history = History(self.tokens) if _penalizes(self._select) else None
         self.guide = Guide.of(request.constraint, skip=not request.params.logprobs)
+        self._drafter: Drafter | None = None
+        self._drafts: list[int] = []
+        self._drafted = self._accepted = 0
         self._reused = 0
         self._first = self._last = 0.0
         if self._prompt >= self._largest:
@@ -78,6 +84,16 @@ class Writer(Job):
         if self._prompt > 1 and not self.done:
             self._leader = leader
             leader.followers.append(self)
+
+    def speculate(self, shared: Speculation) -> None:
+        """Draft from now on, unless what a row may draw depends on whether the drafts before it are right.
+
+        That is so under a mask, and with counts of what was written. A repetition penalty looks at the set of ids that
+        occurred, to which drafts, taken from the text, add nothing.
+        """
+        counts = self._select.presence_penalty != 0.0 or self._select.frequency_penalty != 0.0
+        if self.guide is None and not counts:
+            self._drafter = Drafter(self.tokens, self._prompt, shared)
 
     @property
     def next_count(self) -> int:
@@ -105,23 +121,32 @@ class Writer(Job):
         """All but the last token, whose answer is needed."""
         return len(self.tokens) - 1
 
+    def drafts(self, most: int) -> int:
+        """Guess from the second token on, and leave room for the one that is drawn after the last guess."""
+        most = min(most, self._largest - len(self.tokens) - 1)
+        self._drafts = self._drafter.drafts(most) if self._drafter is not None and self._first else []
+        return len(self._drafts)
+
     def step(self, count: int) -> Step:
-        """Ask for a token if this reaches the end of what is known, else for nothing."""
+        """Ask for a token if this reaches the end of what is known, and for one after each draft, else for nothing."""
         assert self.seq is not None, "the scheduler opens a sequence before it asks for a step"
         ids = self.tokens[self.computed : self.computed + count]
         if count < self.pending:
             return Step(self.seq, ids, rows=0)
+        drafts = self._drafts[: count - self.pending]
         if self._selects:
-            return Step(self.seq, ids, rows=1, output="select", select=self._current_select())
-        return Step(self.seq, ids, rows=1)
+            select = self._current_select()
+            return Step(self.seq, ids + drafts, rows=1 + len(drafts), output="select", select=select)
+        return Step(self.seq, ids + drafts, rows=1 + len(drafts))
 
     def accept(self, count: int, result: StepResult) -> None:
-        """Take the token, if one was asked for."""
-        known = len(self.tokens)
-        reaches = count == self.pending
-        self.computed += count
-        if reaches:
-            self._draw(result, known)
+        """Take the token, if one was asked for, and those after drafts that were right."""
+        drafted = count - self.pending
+        self.computed += min(count, self.pending)
+        if drafted == 0:
+            self._draw(result)
+        elif drafted > 0:
+            self._check(result, self._drafts[:drafted])
 
     def cancel(self) -> None:
         """End with the reason "cancelled"."""
@@ -161,34 +186,58 @@ class Writer(Job):
             select = replace(select, seen=self._history.seen, counts=self._history.counts)
         return select if self.guide is None else replace(select, mask=self.guide.mask())
 
-    def _draw(self, result: StepResult, position: int) -> None:
-        """Take what was drawn for ``position``."""
-        ids, logprobs = result.token_ids, result.logprobs
-        if ids is None:
-            assert result.logits is not None, "a Runner without select answers with logits"
-            ids, logprobs = select_rows(result.logits, self._current_select(), position)
-        if logprobs:
-            self.output.logprobs.append(logprobs[0])
+    def _draw(self, result: StepResult) -> None:
+        """Take what was drawn, and what the structure forces after it."""
+        token, logprob = self._drawn(result, 0)
         following: tuple[int, ...] = ()
-        if self.guide is not None and ids[0] not in self._request.stop_ids:
-            following = self.guide.take(ids[0])
-        self._note_time(1 + len(following))  # first: whoever is woken by the end reads it
-        self._extend((ids[0], *following))
+        if self.guide is not None and token not in self._request.stop_ids:
+            following = self.guide.take(token)
+        self._take((token, *following), logprob)
 
-    def _note_time(self, count: int) -> None:
-        now = time.perf_counter()
+    def _check(self, result: StepResult, drafts: list[int]) -> None:
+        """Take what was drawn row by row, as long as the drafts before a row are right."""
+        rows = [self._drawn(result, 0)]
+        for row, draft in enumerate(drafts, 1):
+            if rows[-1][0] != draft:
+                break
+            rows.append(self._drawn(result, row))
+        known = len(self.tokens)
+        self._take([token for token, _ in rows], *[logprob for _, logprob in rows])
+        accepted = min(len(rows) - 1, len(self.tokens) - known)
+        self.computed = min(known + accepted, len(self.tokens) - 1)
+        self._drafted += len(drafts)
+        self._accepted += accepted
+        self._recorder.checked(len(drafts), accepted)
+
+    def _drawn(self, result: StepResult, row: int) -> tuple[int, TokenLogprob | None]:
+        """Return what is drawn after all tokens and ``row`` drafts."""
+        if result.token_ids is not None:
+            return result.token_ids[row], result.logprobs[row] if result.logprobs else None
+        assert result.logits is not None, "a Runner without select answers with logits"
+        position = len(self.tokens) + row
+        ids, logprobs = select_rows(result.logits[row : row + 1], self._current_select(), position)
+        return ids[0], logprobs[0] if logprobs else None
+
+    def _take(self, ids: Sequence[int], *logprobs: TokenLogprob | None) -> None:
+        """Append tokens, up to the first that ends the request."""
+        before, known = self._last, len(self.tokens)
+        self._last = time.perf_counter()  # first: whoever is woken by the end reads it
         if not self._first:
-            self._first, self._reused = now, min(self.cached, self._prompt)
-            self._recorder.first_token(now - self.arrived)
+            self._first, self._reused = self._last, min(self.cached, self._prompt)
+        self._extend(ids, logprobs)
+        taken = len(self.tokens) - known
+        if before:
+            self._recorder.next_tokens(taken, self._last - before)
         else:
-            self._recorder.next_tokens(count, now - self._last)
-        self._last = now
+            self._recorder.first_token(self._last - self.arrived)
+            self._recorder.next_tokens(taken - 1, 0.0)
 
-    def _extend(self, ids: tuple[int, ...]) -> None:
-        """Append tokens, those that a structure forces among them, up to the first that ends the request."""
+    def _extend(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None] = ()) -> None:
         room = self._largest - len(self.tokens)
-        for token_id in ids[:room]:
+        for token_id, logprob in zip_longest(ids[:room], logprobs[:room]):
             self.tokens.append(token_id)
+            if logprob is not None:
+                self.output.logprobs.append(logprob)
             if self._history is not None:
                 self._history.add(token_id)
             mark = token_id in self._request.stop_ids
@@ -221,6 +270,8 @@ class Writer(Job):
             prefill_tokens_per_second=computed / prefill if prefill > 0 else 0.0,
             decode_tokens_per_second=(generated - 1) / decode if decode > 0 else 0.0,
             peak_memory=peak_memory(),
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
 
