@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing_extensions import TypeIs, Unpack
 
 from ernie_accel.engine.request import Handle, Request
 from ernie_accel.engine.stream import AsyncTokenStream, TokenStream, completed
-from ernie_accel.errors import ArgumentError, QueueFullError
+from ernie_accel.errors import ArgumentError
 from ernie_accel.progress import reporting
 from ernie_accel.signatures import override, single, spelled_out
 from ernie_accel.types import Completion, Progress, Sampling, SamplingParams
@@ -354,13 +353,6 @@ class Generation(ABC):
 
         return AsyncTokenStream(begin)
 
-    async def _astart(self, request: Request) -> Handle:
-        """Queue a request without holding up the event loop."""
-        try:
-            return self._start(request, block=False)
-        except QueueFullError:
-            return await asyncio.to_thread(self._start, request)
-
     def _start(self, request: Request, *, block: bool = True) -> Handle:
         return self._start_all([request], block=block)[0]
 
@@ -386,6 +378,10 @@ class Generation(ABC):
     @abstractmethod
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         """Queue requests that begin together."""
+
+    @abstractmethod
+    async def _astart(self, request: Request) -> Handle:
+        """Queue a request without holding up the event loop."""
 
 
 def is_one(prompt: TextOrIds | Prompts, name: str = "prompt") -> TypeIs[TextOrIds]:

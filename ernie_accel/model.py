@@ -15,6 +15,7 @@ from ernie_accel.backends.base import LoadOptions
 from ernie_accel.closing import Closing
 from ernie_accel.display import count, html_table
 from ernie_accel.engine.defaults import settle
+from ernie_accel.engine.line import Line
 from ernie_accel.engine.metrics import Metrics
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.profiling import Profiling
@@ -45,6 +46,7 @@ class Model(Generation, Closing):
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self._engine = loaded.engine
+        self._line = Line(loaded.engine)
         self._compiler = (
             None if loaded.tokenizer is None else Compiler(loaded.tokenizer, loaded.config.vocab_size)
         )
@@ -347,6 +349,9 @@ class Model(Generation, Closing):
 
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         return self._engine.submit_all(requests, block=block)
+
+    async def _astart(self, request: Request) -> Handle:
+        return await self._line.submit(request)
 
     def _ids(self, prompt: TextOrIds, where: str) -> tuple[int, ...]:
         ids: Ids = (

@@ -18,8 +18,8 @@ from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Metrics, Recorder
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.reader import EmbedReader, LogitsReader, Reader, ScoreReader
-from ernie_accel.engine.request import Request
-from ernie_accel.engine.scheduler import Scheduler, closed, late
+from ernie_accel.engine.request import Request, late
+from ernie_accel.engine.scheduler import Scheduler, closed
 from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.stop import Decoder
 from ernie_accel.engine.worker import Worker
@@ -95,6 +95,10 @@ class LocalEngine:
                 handle.cancel()
             raise
         return handles
+
+    def notify_room(self, request: Request, callback: Callable[[], object]) -> None:
+        """Call back once, from any thread, when the queue may have room for a request."""
+        self._scheduler.room.call(callback, lambda: self._has_room(request.params.n))
 
     def _handle(self, request: Request) -> LocalHandle:
         self.check(request.token_ids)

@@ -15,11 +15,20 @@ from typing_extensions import Self
 from ernie_accel.backends.base import RunnerInfo, StepProfile
 from ernie_accel.engine.metrics import Metrics
 from ernie_accel.engine.structured import Constraint
-from ernie_accel.errors import ArgumentError
+from ernie_accel.errors import ArgumentError, DeadlineError
 from ernie_accel.reply import Reply
 from ernie_accel.types import Chunk, Completion, SamplingParams, Score
 
-__all__ = ["Engine", "Handle", "Request", "alternative_seed", "check_ids", "check_priority", "deadline_of"]
+__all__ = [
+    "Engine",
+    "Handle",
+    "Request",
+    "alternative_seed",
+    "check_ids",
+    "check_priority",
+    "deadline_of",
+    "late",
+]
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: neighbours lie far apart
 
@@ -112,6 +121,10 @@ class Engine(Protocol):
         """
         ...
 
+    def notify_room(self, request: Request, callback: Callable[[], object]) -> None:
+        """Call back once, from any thread, when ``submit(request, block=False)`` may find room."""
+        ...
+
     def submit_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         """Queue requests that begin together. Errors are those of ``submit``, and end all of them."""
         ...
@@ -175,6 +188,13 @@ def deadline_of(timeout: float | None) -> float:
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
         raise ArgumentError(f"timeout={timeout!r}: must be None or a number of seconds above 0")
     return time.monotonic() + timeout
+
+
+def late() -> DeadlineError:
+    """Return what a request raises whose time is over."""
+    return DeadlineError(
+        "the request took longer than its timeout and was ended; allow more time, or ask for less"
+    )
 
 
 def check_ids(token_ids: Sequence[int] | npt.NDArray[np.integer], vocab_size: int) -> tuple[int, ...]:

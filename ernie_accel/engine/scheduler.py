@@ -14,9 +14,10 @@ from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Recorder
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.prefix import PrefixCache
+from ernie_accel.engine.request import late
 from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.structured import Guide
-from ernie_accel.errors import BackendError, CapacityError, ClosedError, DeadlineError, ErnieAccelError
+from ernie_accel.errors import BackendError, CapacityError, ClosedError, ErnieAccelError
 
 __all__ = ["Scheduler"]
 
@@ -383,13 +384,6 @@ def _without_drafts(batch: Batch) -> Batch:
 def closed() -> ClosedError:
     """Return what calls of a closed model raise."""
     return ClosedError("the model was closed; load it again to go on")
-
-
-def late() -> DeadlineError:
-    """Return what a request raises whose time is over."""
-    return DeadlineError(
-        "the request took longer than its timeout and was ended; allow more time, or ask for less"
-    )
 
 
 def _failure(error: BaseException) -> BaseException:

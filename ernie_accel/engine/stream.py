@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 
 from ernie_accel.engine.request import Handle
 from ernie_accel.types import Chunk, Completion
 
-__all__ = ["AsyncTokenStream", "TokenStream", "completed"]
+__all__ = ["AsyncTokenStream", "TokenStream", "completed", "rung"]
 
 
 class TokenStream:
@@ -130,19 +131,29 @@ async def completed(handle: Handle) -> Completion:
     return handle.result()
 
 
-async def _news(handle: Handle, *, done: bool) -> None:
+async def rung(
+    notify: Callable[[Callable[[], object]], object], lost: Callable[[], object] = lambda: None
+) -> None:
+    """Wait in an event loop until what was given to ``notify`` is called, from any thread.
+
+    ``lost`` is called instead if the loop was closed meanwhile, without waiting for its tasks.
+    """
     loop = asyncio.get_running_loop()
     news = asyncio.Event()
 
     def wake() -> None:
         try:
             loop.call_soon_threadsafe(news.set)
-        except RuntimeError:  # the loop was closed without waiting for its tasks
-            handle.cancel()
+        except RuntimeError:
+            lost()
 
-    handle.notify(wake, done=done)
+    notify(wake)
+    await news.wait()
+
+
+async def _news(handle: Handle, *, done: bool) -> None:
     try:
-        await news.wait()
+        await rung(partial(handle.notify, done=done), handle.cancel)
     except asyncio.CancelledError:
         handle.cancel()
         raise

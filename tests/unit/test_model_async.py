@@ -123,6 +123,64 @@ def test_a_full_queue_does_not_hold_up_the_event_loop(load_mock: LoadMock) -> No
         asyncio.run(main())
 
 
+def test_tasks_before_a_full_queue_hold_no_threads_and_may_leave(load_mock: LoadMock) -> None:
+    options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
+    with load_mock("abcdefgh", step_seconds=0.005, **options) as model:
+
+        async def main() -> None:
+            first = [asyncio.create_task(model.agenerate("x", max_tokens=200, ignore_eos=True)) for _ in "ab"]
+            await asyncio.sleep(0.01)
+            waiting = [asyncio.create_task(model.agenerate("x")) for _ in range(50)]
+            await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(lambda: 7) == 7
+            with pytest.raises(ea.DeadlineError, match="longer than its timeout"):
+                await model.agenerate("x", timeout=0.01)
+            with pytest.raises(ea.DeadlineError, match="longer than its timeout"):
+                await model.agenerate("x", n=5, timeout=0.01)
+            for task in waiting[:48]:
+                task.cancel()
+            await asyncio.wait(waiting[:48])
+            assert not any(task.done() for task in (*first, *waiting[48:]))
+            for task in first:
+                task.cancel()
+            assert [(await task).text for task in waiting[48:]] == ["abcdefgh"] * 2
+
+        asyncio.run(main())
+        assert not model._line._waiting
+
+
+def test_tasks_before_a_full_queue_enter_in_order(load_mock: LoadMock) -> None:
+    options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
+    with load_mock("ab", **options) as model:
+        ended: list[int] = []
+
+        async def ask(number: int) -> None:
+            await model.agenerate("x", n=2)
+            ended.append(number)
+
+        async def main() -> None:
+            await asyncio.gather(*(ask(number) for number in range(20)))
+
+        asyncio.run(main())
+        assert sorted(ended) == list(range(20))
+        assert max(abs(place - number) for place, number in enumerate(ended)) <= 2
+
+
+def test_closing_ends_tasks_before_a_full_queue(load_mock: LoadMock) -> None:
+    options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
+    with load_mock("ab", step_seconds=0.005, **options) as model:
+
+        async def main() -> None:
+            ask = {"max_tokens": 200, "ignore_eos": True}
+            tasks = [asyncio.create_task(model.agenerate("x", **ask)) for _ in range(6)]
+            await asyncio.sleep(0.02)
+            await asyncio.to_thread(model.close)
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(end) for end in ends} == {ea.ClosedError}
+
+        asyncio.run(main())
+
+
 def test_errors_come_through(load_mock: LoadMock) -> None:
     with load_mock("abc", step_seconds=0.01) as model:
 

@@ -1,0 +1,68 @@
+"""Where tasks of event loops stand while an engine's queue is full."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+from ernie_accel.engine.request import Engine, Handle, Request, late
+from ernie_accel.engine.stream import rung
+from ernie_accel.errors import QueueFullError
+
+__all__ = ["Line"]
+
+
+@dataclass
+class _Tasks:
+    """Those of one event loop: the first has the lock and watches the queue."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    count: int = 0
+
+
+class Line:
+    """Queues requests without holding up an event loop, and without a thread for each that waits.
+
+    Tasks of one loop enter in the order in which they came.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: dict[asyncio.AbstractEventLoop, _Tasks] = {}
+
+    async def submit(self, request: Request) -> Handle:
+        """Queue a request; cancelling the task leaves the line.
+
+        Raises:
+            DeadlineError: The request's time was over before there was room; other errors are those of
+                ``Engine.submit``.
+        """
+        if asyncio.get_running_loop() not in self._waiting:
+            try:
+                return self._engine.submit(request, block=False)
+            except QueueFullError:
+                pass
+        left = None if request.deadline == math.inf else request.deadline - time.monotonic()
+        try:
+            return await asyncio.wait_for(self._in_line(request), left)
+        except asyncio.TimeoutError:
+            raise late() from None
+
+    async def _in_line(self, request: Request) -> Handle:
+        loop = asyncio.get_running_loop()
+        tasks = self._waiting.setdefault(loop, _Tasks())
+        tasks.count += 1
+        try:
+            async with tasks.lock:
+                while True:
+                    try:
+                        return self._engine.submit(request, block=False)
+                    except QueueFullError:
+                        await rung(partial(self._engine.notify_room, request))
+        finally:
+            tasks.count -= 1
+            if not tasks.count:
+                del self._waiting[loop]
