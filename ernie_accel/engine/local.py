@@ -29,6 +29,9 @@ from ernie_accel.types import Score
 
 __all__ = ["LocalEngine"]
 
+READ_AHEAD = 256
+"""Most texts of one call that wait to be read: enough for every batch, and others need not wait for all of them."""
+
 
 class LocalEngine:
     """The ``Engine`` over a Runner, which it owns from here on.
@@ -201,9 +204,13 @@ class LocalEngine:
         return self._closed or not queued or queued + count <= self._options.queue_size
 
     def _read(self, readers: Sequence[Reader]) -> None:
+        sent = 0
         try:
-            self._worker.send(partial(self._scheduler.add, readers))
-            for reader in readers:
+            for index, reader in enumerate(readers):
+                more = readers[sent : index + READ_AHEAD]
+                if more:
+                    self._worker.send(partial(self._scheduler.add, more))
+                    sent += len(more)
                 reader.ended.wait(lambda r=reader: r.done)  # type: ignore[misc]
                 if reader.error is not None:
                     raise reader.error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from ernie_accel.engine.request import Request
 from ernie_accel.engine.stream import TokenStream
 from ernie_accel.errors import CapacityError
 from ernie_accel.types import Score
+from tests.unit.engine.conftest import Gate
 
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Bench
@@ -62,3 +64,18 @@ def test_reading_survives_interrupts_of_others_and_a_lack_of_memory(bench: Bench
     next(stream)
     assert np.array_equal(engine.logits(ids), expected)
     assert len(texts(stream)) == 29
+
+
+def test_a_long_list_does_not_hold_up_who_comes_later(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(max_sequences=1)
+    gate = Gate(bench.runner, 1)
+    scores: list[Score] = []
+    reading = threading.Thread(target=lambda: scores.extend(engine.score([[5, 6]] * 600)))
+    reading.start()
+    with gate:
+        handle = engine.submit(request_of([60], max_tokens=1))
+    handle.result()
+    reading.join()
+    began = next(number for number, batch in enumerate(bench.runner.steps) if batch[0].token_ids[0] == 60)
+    assert began < 300
+    assert len(set(scores)) == 1 < len(scores) == 600
