@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -171,8 +172,8 @@ def test_closing_ends_tasks_before_a_full_queue(load_mock: LoadMock) -> None:
     with load_mock("ab", step_seconds=0.005, **options) as model:
 
         async def main() -> None:
-            ask = {"max_tokens": 200, "ignore_eos": True}
-            tasks = [asyncio.create_task(model.agenerate("x", **ask)) for _ in range(6)]
+            ask = partial(model.agenerate, "x", max_tokens=200, ignore_eos=True)
+            tasks = [asyncio.create_task(ask()) for _ in range(6)]
             await asyncio.sleep(0.02)
             await asyncio.to_thread(model.close)
             ends = await asyncio.gather(*tasks, return_exceptions=True)
