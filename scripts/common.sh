@@ -82,14 +82,19 @@ install_library() {
   echo "$want" >"$stamp"
 }
 
-# build_kernels FOLDER [CMake options]: the C++ tests and micro-benchmarks, apart from the library.
+# build_kernels FOLDER [CMake options] [-- targets]: the C++ tests and micro-benchmarks, or some, apart from the library.
 build_kernels() {
-  local folder=$1
+  local folder=$1 options=()
   shift
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    options+=("$1")
+    shift
+  done
+  [ $# -eq 0 ] || shift
   require_compiler
   export PATH="$VENV/bin:$PATH"
   command -v cmake >/dev/null || pip_install cmake
   echo "Building the C++ tests in $folder" >&2
-  cmake -S . -B "$folder" -DERNIE_ACCEL_TESTS=ON -DPython_EXECUTABLE="$VENV/bin/python" "$@" >/dev/null
-  cmake --build "$folder" --parallel "$(getconf _NPROCESSORS_ONLN)" >/dev/null
+  cmake -S . -B "$folder" -DERNIE_ACCEL_TESTS=ON -DPython_EXECUTABLE="$VENV/bin/python" ${options[@]+"${options[@]}"} >/dev/null
+  cmake --build "$folder" --parallel "$(getconf _NPROCESSORS_ONLN)" --target "${@:-all}" >/dev/null
 }

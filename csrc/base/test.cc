@@ -8,6 +8,7 @@
 #include "base/bandwidth.h"
 #include "base/bf16.h"
 #include "base/float_mode.h"
+#include "base/peak.h"
 #include "base/thread_pool.h"
 
 using namespace ernie;
@@ -102,6 +103,13 @@ static void test_bandwidth() {
   CHECK_THROWS(read_bandwidth(1, 1, 0), std::invalid_argument);
 }
 
+static void test_peak() {
+  const double peak = dot_product_peak(2, 1);
+  CHECK(peak == 0 || (peak > 1e9 && peak < 1e16));
+  CHECK_THROWS(dot_product_peak(0, 1), std::invalid_argument);
+  CHECK_THROWS(dot_product_peak(1, 0), std::invalid_argument);
+}
+
 int main() {
   test_every_task_runs_once();
   test_many_short_regions();
@@ -111,5 +119,6 @@ int main() {
   test_conversions();
   test_arena();
   test_bandwidth();
+  test_peak();
   std::puts("base: ok");
 }

@@ -49,3 +49,9 @@ def test_read_bandwidth_refuses_nothing_to_do(arguments: tuple[int, int, int]) -
 
     with pytest.raises(ValueError, match="at least 1"):
         _native.read_bandwidth(*arguments)
+
+
+@pytest.mark.skipif(not available()["native"].ok, reason="the native backend is not available")
+def test_dot_product_peak_is_operations_a_second_or_0() -> None:
+    peak = machine.dot_product_peak(2)
+    assert peak == 0 or 1e9 < peak < 1e16
