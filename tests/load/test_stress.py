@@ -1,4 +1,4 @@
-"""Requests of all kinds at random, ended in all ways, in too little memory: nothing is lost, mixed up or left behind."""
+"""Requests of all kinds at random, ended in all ways, in little memory: nothing is lost, mixed up or left behind."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def _look_behind(model: ea.Model) -> None:
     assert not scheduler.queued
     assert scheduler._timed == 0
     prefixes = scheduler.prefixes
-    assert not (prefixes._index or prefixes._running or prefixes._kept_ends)
+    assert (prefixes._index, prefixes._running, prefixes._kept_ends) == ({}, {}, {})
 
 
 @pytest.mark.parametrize("kind", KINDS)

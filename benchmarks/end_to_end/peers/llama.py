@@ -35,11 +35,11 @@ class Llama:
         self._length = 0
 
     def prefill(self, prompt: Ids) -> int:
-        self._clear()
+        self.clear()
         return self._read(prompt, 0)
 
     def start(self, prompts: Sequence[Ids], steps: int) -> None:
-        self._clear()
+        self.clear()
         self._last = [self._read(prompt, sequence) for sequence, prompt in enumerate(prompts)]
         self._length = len(prompts[0])
 
@@ -47,8 +47,8 @@ class Llama:
         count = len(self._last)
         sequences = np.arange(count)
         for _ in range(steps):
-            self._decode(self._last, np.full(count, self._length), sequences, np.ones(count))
-            self._last = [self._best(row) for row in range(count)]
+            self.decode(self._last, np.full(count, self._length), sequences, np.ones(count))
+            self._last = [self.best(row) for row in range(count)]
             self._length += 1
 
     def step_bytes(self) -> int | None:
@@ -58,7 +58,8 @@ class Llama:
         entries = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
         return self._weight_bytes + 2 * entries * self._length * len(self._last)  # the cache holds float16
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget all sequences."""
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), False)
 
     def _read(self, prompt: Ids, sequence: int) -> int:
@@ -66,10 +67,15 @@ class Llama:
             part = prompt[at : at + UBATCH]
             wanted = np.zeros(len(part))
             wanted[-1] = at + len(part) == len(prompt)
-            self._decode(part, np.arange(at, at + len(part)), np.full(len(part), sequence), wanted)
-        return self._best(len(part) - 1)
+            self.decode(part, np.arange(at, at + len(part)), np.full(len(part), sequence), wanted)
+        return self.best(len(part) - 1)
 
-    def _decode(self, ids: Ids, positions: Any, sequences: Any, wanted: Any) -> None:
+    def forget(self, sequence: int) -> None:
+        """Empty one sequence."""
+        self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self._context), sequence, -1, -1)
+
+    def decode(self, ids: Ids, positions: Any, sequences: Any, wanted: Any) -> None:
+        """Compute one batch: ids with their positions and sequences, and whether each is answered."""
         batch = self._batch
         batch.n_tokens = len(ids)
         _view(batch.token, len(ids), np.int32)[:] = ids
@@ -81,7 +87,8 @@ class Llama:
         if self._llama.llama_decode(self._context, batch):
             raise SystemExit("error: llama_decode failed")
 
-    def _best(self, row: int) -> int:
+    def best(self, row: int) -> int:
+        """Return the most probable token after entry ``row`` of the last batch."""
         logits = self._llama.llama_get_logits_ith(self._context, row)
         return int(_view(logits, self._config.vocab_size, np.float32).argmax())
 
@@ -103,7 +110,8 @@ def _log_errors_only() -> Any:
     return llama_cpp.llama_log_callback(log)
 
 
-def load(setup: Setup) -> Llama:
+def load(setup: Setup, *, unified: bool = False) -> Llama:
+    """Load a model; ``unified`` lets sequences of different lengths share one KV buffer, and so one batch."""
     import llama_cpp
 
     llama_cpp.llama_backend_init()
@@ -117,6 +125,7 @@ def load(setup: Setup) -> Llama:
     options.n_ctx = (setup.context + 255) // 256 * 256 * setup.batch
     options.n_batch = options.n_ubatch = UBATCH
     options.n_seq_max = setup.batch
+    options.kv_unified = unified
     options.n_threads = options.n_threads_batch = setup.threads
     context = llama_cpp.llama_init_from_model(model, options)
     if not context:
