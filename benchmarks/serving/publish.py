@@ -18,13 +18,11 @@ TITLES = {
     "batches": "fixed batches",
     "continuous": "continuous",
     "latency-target": "continuous, `latency_target={latency_target}`",
-    "llama": "llama.cpp {rival}, continuous",
 }
 WORK = {
     "even": "prompts of 128 tokens, 64 tokens after each",
     "mixed": "prompts of 16 to 240 tokens, 8 to 256 tokens after each (128 and about 64 on average)",
 }
-RIVAL = {"int8": "Q8_0", "int4": "Q4_0"}
 
 
 def table(result: Result) -> str:
@@ -59,7 +57,7 @@ def throughput(result: Result) -> list[str]:
     rows = [
         [
             *("way to serve", "requests at a time", "tokens/s", "lowest to highest", "÷ one by one"),
-            *("÷ llama.cpp", "of the peak", "outside steps"),
+            *("÷ best of llama.cpp", "of the peak", "outside steps"),
         ]
     ]
     for name, row in result["ways"].items():
@@ -67,7 +65,7 @@ def throughput(result: Result) -> list[str]:
         rate = row["tokens_per_second"]
         rows.append(
             [
-                TITLES[way].format(rival=RIVAL[result["precision"]]),
+                TITLES.get(way, f"{way}, continuous"),
                 size or "1",
                 number(rate["median"]),
                 f"{number(rate['low'])} – {number(rate['high'])}",

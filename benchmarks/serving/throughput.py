@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from statistics import median
 from typing import Any
 
 import ernie_accel as ea
@@ -21,8 +22,6 @@ from .work import computed, generated, items
 
 ROOM = 512
 """Tokens that a sequence of llama.cpp can hold: more than the longest request."""
-
-RIVAL = {"int8": "Q8_0", "int4": "Q4_0"}
 
 
 @dataclass
@@ -91,13 +90,13 @@ def measure(model: ea.Model, chosen: argparse.Namespace) -> dict[str, Any]:
                 ours(f"batches-{size}", in_batches, size)
             ours(f"continuous-{size}", continuously, size)
         if chosen.llama:
-            slots = max(chosen.llama)
-            rival = stack.enter_context(
-                llama_cpp(chosen.shape, RIVAL[chosen.precision], chosen.threads, slots, ROOM)
-            )
-            for size in chosen.llama:
-                add(f"llama-{size}", size, partial(rival.seconds, chosen.work, slots=size))
-            rival.seconds(chosen.work, 2, 0, 2)  # warms up
+            for weights in chosen.formats:
+                slots = max(chosen.llama)
+                rival = stack.enter_context(llama_cpp(chosen.shape, weights, chosen.threads, slots, ROOM))
+                for size in chosen.llama:
+                    seconds = partial(rival.seconds, chosen.work, slots=size)
+                    add(f"llama.cpp {weights}-{size}", size, seconds)
+                rival.seconds(chosen.work, 2, 0, 2)  # warms up
         one_by_one(model, items(chosen.work, 2, 0))
         alternate(runs, chosen.rounds)
     return report(chosen, values)
@@ -118,13 +117,13 @@ def _ours(model: ea.Model, run: Callable[[], None], rates: Rates) -> float:
 def report(chosen: argparse.Namespace, values: Mapping[str, Rates]) -> dict[str, Any]:
     """Return what was measured; ratios are taken within rounds."""
     rows = {name: row(rates) for name, rates in values.items()}
+    rivals = [name for name in values if name.startswith("llama.cpp")]
+    best = max(rivals, key=lambda name: median(values[name].tokens), default=None)
     for name, rates in values.items():
         rows[name]["by_serial"] = asdict(summarize(ratios(rates.tokens, values["serial"].tokens)))
-        size = name.rpartition("-")[2]
-        rival = values.get(f"llama-{size}")
-        if name.startswith("continuous") and rival is not None:
-            rows[name]["by_llama"] = asdict(summarize(ratios(rates.tokens, rival.tokens)))
-    return {"work": chosen.work, "ways": rows}
+        if best is not None and name.startswith("continuous"):
+            rows[name]["by_llama"] = asdict(summarize(ratios(rates.tokens, values[best].tokens)))
+    return {"work": chosen.work, "ways": rows, "best_llama": best}
 
 
 def row(rates: Rates) -> dict[str, Any]:
