@@ -109,7 +109,10 @@ def moments(result: Result) -> list[str]:
                 f"from `cancel()` in a prompt of {cancel['prompt']} tokens to the result",
                 milliseconds(cancel["seconds"]),
             ],
-            ["a chunk of that prompt, on average", milliseconds(cancel["chunk_seconds"])],
+            [
+                "a chunk of that prompt (the mean of those that were computed)",
+                milliseconds(cancel["chunk_seconds"]),
+            ],
             [
                 f"first token after {seen['beginning']} + {seen['new']} tokens",
                 milliseconds(seen["first_time"]),

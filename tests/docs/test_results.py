@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.end_to_end.publish import PAGES, place, publish, results, table
+from benchmarks.serving.publish import results as serving_results
+from benchmarks.serving.publish import table as serving_table
 
 ROOT = Path(__file__).parents[2]
 RESULT: dict[str, Any] = {
@@ -49,7 +51,13 @@ def sections(page: Path) -> dict[str, str]:
 def test_figures_on_the_page_are_the_committed_ones(page: str) -> None:
     for name, text in sections(ROOT / page).items():
         path = ROOT / f"benchmarks/results/{name}.json"
-        expected = table(json.loads(path.read_text("utf-8")), PAGES[page]) if path.exists() else ""
+        result = json.loads(path.read_text("utf-8")) if path.exists() else None
+        if result is None:
+            expected = ""
+        elif "experiment" in result:
+            expected = serving_table(result)
+        else:
+            expected = table(result, PAGES[page])
         assert text == expected
 
 
@@ -96,6 +104,14 @@ def test_tables_can_be_placed_again(tmp_path: Path) -> None:
     for name in ("0.3B-decode-32x16.json", "accuracy-poet.json", "0.3B-prefill-512.svg"):
         (folder / name).touch()
     assert [path.name for path in results(tmp_path)] == ["0.3B-decode-32x16.json"]
+
+
+@pytest.mark.parametrize("path", serving_results(ROOT), ids=lambda path: path.stem)
+def test_every_result_of_serving_is_on_the_page(path: Path) -> None:
+    result = json.loads(path.read_text("utf-8"))
+    assert result["name"] == path.stem
+    assert serving_table(result) == sections(ROOT / "docs/performance.md")[path.stem]
+    assert path.with_suffix(".svg").exists() == (result["experiment"] == "arrivals")
 
 
 @pytest.mark.parametrize("path", results(ROOT), ids=lambda path: path.stem)
