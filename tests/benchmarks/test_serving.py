@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ernie_accel as ea
+from benchmarks.end_to_end.peers.llama import UBATCH
 from benchmarks.serving import arriving, llama_cpp, moments, throughput, ways
 from benchmarks.serving.arguments import parse
 from benchmarks.serving.plot import plot
@@ -74,7 +75,7 @@ def test_every_way_serves_all_of_the_work(model: ea.Model) -> None:
         lambda: ways.first_come_first_served(model, WORK, times, 2),
     ):
         before = written(model)
-        serve()  # type: ignore[no-untyped-call]
+        serve()
         after = written(model)
         assert (after[0] - before[0], after[1] - before[1]) == (generated(WORK), len(WORK))
 
@@ -103,7 +104,7 @@ class FakeLlama:
         del self.lengths[sequence]
 
     def decode(self, ids: Sequence[int], positions: Any, sequences: Any, wanted: Any) -> None:
-        assert len(ids) == len(positions) == len(sequences) == len(wanted) <= llama_cpp.UBATCH
+        assert len(ids) == len(positions) == len(sequences) == len(wanted) <= UBATCH
         for position, sequence in zip(positions, sequences, strict=True):
             assert self.lengths.get(sequence, 0) == position
             self.lengths[sequence] = position + 1
@@ -159,9 +160,11 @@ def test_operations_are_those_of_the_matrices() -> None:
     assert head == 2 * 128 * 64
 
 
-def test_arrivals_are_told_by_percentiles() -> None:
+def test_arrivals_are_told_by_percentiles(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = parse(["arrivals", "--requests", "6", "--rounds", "2", "--latency-target", "0.02"])
     assert chosen.work == "mixed"
+
+    monkeypatch.setattr(arriving, "FULL", 2)
 
     def load(**options: Any) -> ea.Model:
         return ea.Model.load(

@@ -204,6 +204,7 @@ def _stress(kind: str, options: ea.EngineOptions, requests: int, count: int, see
     assert counters["cached_tokens"] > 0
     assert counters["requests_failed"] >= stress.done["deadline"] > 0
     assert counters["requests_cancelled"] > 0
+    assert counters["drafted_tokens"] > 0
     mine = set(threading.enumerate()) - before
     model.close()
     for thread in mine:

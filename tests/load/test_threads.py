@@ -56,6 +56,7 @@ def test_each_of_32_threads_gets_what_it_would_get_alone(kind: str, speculation:
         metrics = model.metrics()
         assert metrics.counters["cached_tokens"] > 0
         assert metrics.histograms["batch_size"].mean > 2
+        assert (metrics.counters["drafted_tokens"] > 0) == (speculation == "lookup")
         model.clear_cache()
         assert model.metrics().gauges["kv_used_tokens"] == 0
 
