@@ -171,12 +171,14 @@ class Scheduler:
         free = self._runner.capacity().free_tokens - sum(job.pending for job in self._running)
         started = set()
         try:
-            for place in self._waiting[:LOOKAHEAD]:
-                if len(self._running) >= self._info.max_sequences:
+            looks = LOOKAHEAD
+            for place in self._waiting:
+                if len(self._running) >= self._info.max_sequences or not looks:
                     break
                 job = place.job
                 if job.held_up:
                     continue
+                looks -= 1
                 need = self._start(job, free)
                 if need is None:
                     continue

@@ -80,6 +80,7 @@ class AsyncTokenStream:
         self._begin = begin
         self._handle: Handle | None = None
         self._cancelled = False
+        self._beginning = asyncio.Lock()
 
     def __aiter__(self) -> AsyncTokenStream:
         return self
@@ -117,10 +118,11 @@ class AsyncTokenStream:
         return await completed(await self._started())
 
     async def _started(self) -> Handle:
-        if self._handle is None:
-            self._handle = await self._begin()
-            if self._cancelled:
-                self._handle.cancel()
+        async with self._beginning:  # several tasks may wait for one stream
+            if self._handle is None:
+                self._handle = await self._begin()
+                if self._cancelled:
+                    self._handle.cancel()
         return self._handle
 
 

@@ -150,6 +150,23 @@ def test_tasks_before_a_full_queue_hold_no_threads_and_may_leave(load_mock: Load
         assert not model._line._waiting
 
 
+def test_two_tasks_share_a_stream_that_waits_for_the_queue(load_mock: LoadMock) -> None:
+    options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
+    with load_mock("abcdef", step_seconds=0.002, **options) as model:
+
+        async def main() -> None:
+            before = [asyncio.create_task(model.agenerate("x")) for _ in range(3)]
+            await asyncio.sleep(0.004)
+            stream = model.astream("x")
+            whole = asyncio.create_task(stream.result())
+            assert "".join([chunk.text async for chunk in stream]) == (await whole).text == "abcdef"
+            await asyncio.gather(*before)
+
+        asyncio.run(main())
+        counters = model.metrics().counters
+        assert (counters["requests_stop"], counters["requests_cancelled"]) == (4, 0)
+
+
 def test_tasks_before_a_full_queue_enter_in_order(load_mock: LoadMock) -> None:
     options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
     with load_mock("ab", **options) as model:

@@ -102,6 +102,20 @@ def test_the_last_to_arrive_makes_room(bench: Bench, request_of: Ask) -> None:
     assert scheduler._make_room(CapacityError("full")) is second
 
 
+def test_many_alternatives_do_not_hide_who_comes_after_them(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(max_step_tokens=16)
+    gate = Gate(bench.runner, 1)
+    many = engine.submit(request_of([5] * 100, n=100, max_tokens=1))
+    with gate:
+        one = engine.submit(request_of([6], max_tokens=1))
+    assert one.result().finish_reason == "length"
+    assert len(many.result().alternatives) == 99
+    began = [
+        number for number, batch in enumerate(bench.runner.steps) if any(6 in s.token_ids for s in batch)
+    ]
+    assert began == [1]
+
+
 def test_one_that_cannot_even_begin_leaves_the_queue(
     bench: Bench, request_of: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
