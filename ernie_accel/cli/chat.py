@@ -87,8 +87,9 @@ class Session:
     def _answer(self, line: str) -> None:
         """Answer a message; an answer that failed leaves the conversation as it was."""
         try:
-            for chunk in self.conversation.stream(line):
-                print(chunk.text, end="", flush=True)
+            with self.conversation.stream(line) as stream:  # Ctrl-C may come while a piece is printed
+                for chunk in stream:
+                    print(chunk.text, end="", flush=True)
         except KeyboardInterrupt:
             print(" (stopped)", end="")
         except ErnieAccelError as error:

@@ -326,6 +326,21 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(
     assert (first, second) == ("012 (stopped)", "0123456")
 
 
+def test_ctrl_c_while_a_piece_is_printed_keeps_the_answer_too(
+    load_mock: LoadMock, stdin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(text: str = "", **options: object) -> None:
+        if text == "1":
+            raise KeyboardInterrupt
+
+    stdin("Count\n")
+    monkeypatch.setattr("builtins.print", interrupted)
+    with load_mock("0123456", step_seconds=0.01) as model:
+        session = Session(model, ea.SamplingParams(), None)
+        assert session.turn()
+        assert session.conversation.messages[-1]["content"].startswith("01")
+
+
 def test_ctrl_c_at_the_prompt_keeps_the_session(
     load_mock: LoadMock, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
