@@ -21,10 +21,17 @@ class Bell:
 
     def ring(self) -> None:
         """Wake everybody who waits now, and nobody who begins to wait meanwhile."""
-        for sleeper in list(self._sleepers):
+        for sleeper in self._now():
             wake = self._sleepers.pop(sleeper, None)
             if wake is not None:  # else another thread rings as well
                 wake()
+
+    def _now(self) -> list[object]:
+        while True:
+            try:
+                return list(self._sleepers)
+            except RuntimeError:  # a collection of garbage came in between, and with it another thread
+                continue
 
     def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         """Sleep until ``ready`` or for ``timeout`` seconds; return whether it is ready."""

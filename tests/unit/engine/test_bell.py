@@ -59,6 +59,23 @@ def test_a_callback_that_fails_is_reported_and_the_others_are_called(
     assert (called, reported) == ([1], [ZeroDivisionError])
 
 
+def test_a_ring_is_heard_although_others_come_and_go_meanwhile() -> None:
+    class Restless(dict):  # type: ignore[type-arg]
+        looks = 0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            self.looks += 1
+            if self.looks == 1:
+                raise RuntimeError("dictionary changed size during iteration")
+            return super().__iter__()
+
+    bell, called = Bell(), []
+    bell._sleepers = Restless()
+    bell.call(lambda: called.append(1), never)
+    bell.ring()
+    assert called == [1]
+
+
 def test_every_ring_is_heard() -> None:
     bell, state = Bell(), [0]
 
