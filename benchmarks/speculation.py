@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -66,6 +68,7 @@ class Contest:
             self._folder,
             precision=chosen.precision,
             threads=chosen.threads,
+            max_batch=chosen.batch,
             engine=engine,
             progress=False,
         ) as model:
@@ -83,25 +86,19 @@ class Contest:
         return tokens / seconds
 
     def _answer(self, model: ea.Model, asked: list[str]) -> list[ea.Completion]:
-        """Ask for ``batch`` answers at a time."""
-        batch = self._chosen.batch
-        done: list[ea.Completion] = []
-        for at in range(0, len(asked), batch):
-            chats = [[{"role": "user", "content": text}] for text in asked[at : at + batch]]
-            assert model.tokenizer is not None
-            ids = [model.tokenizer.encode_chat(chat) for chat in chats]
-            handles = [
-                model.submit(
-                    one,
-                    max_tokens=self._chosen.tokens,
-                    temperature=self._temperature,
-                    top_p=0.95,
-                    seed=1,
-                )
-                for one in ids
-            ]
-            done += [handle.result() for handle in handles]
-        return done
+        """Ask everything at once; as many as ``max_batch`` allows are answered together."""
+        assert model.tokenizer is not None
+        handles = [
+            model.submit(
+                model.tokenizer.encode_chat([{"role": "user", "content": text}]),
+                max_tokens=self._chosen.tokens,
+                temperature=self._temperature,
+                top_p=0.95,
+                seed=1,
+            )
+            for text in asked
+        ]
+        return [handle.result() for handle in handles]
 
     def _compare(self, written: list[tuple[int, ...]]) -> None:
         if self._written and written != self._written:
@@ -167,7 +164,7 @@ def main() -> None:
     name = f"speculation-{chosen.precision}" + (f"x{chosen.batch}" if chosen.batch > 1 else "")
     result = {
         "name": name,
-        "command": f"scripts/bench speculation --precision {chosen.precision} --batch {chosen.batch}",
+        "command": shlex.join(["scripts/bench", "speculation", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": describe(),
         "versions": versions(["ernie-accel", "numpy"]),

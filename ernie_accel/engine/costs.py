@@ -64,11 +64,11 @@ class StepCosts:
     def note(self, tokens: int, seconds: float) -> None:
         """Learn how long a step of ``tokens`` took."""
         self._steps += 1
-        expected = self.relative(tokens)
+        known = self._measured.get(tokens)
+        expected = known.value if known is not None else self.relative(tokens)
         if not self._level:
             self._level = seconds / expected
         value = _near(seconds / self._level, expected)
-        known = self._measured.get(tokens)
         if known is None:
             known = self._measured[tokens] = _Measured(value, self._steps)
             insort(self._sizes, tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ernie_accel.engine.costs import StepCosts
-from ernie_accel.engine.lookup import Lookup
+from ernie_accel.engine.lookup import LONGEST, Lookup
 
 __all__ = ["Chances", "Drafter", "Speculation"]
 
@@ -28,8 +28,8 @@ PRIOR_WEIGHT = 8.0
 """Guesses that a chance known beforehand counts for."""
 
 
-def _class_of(match: int) -> int:
-    return match if match < 4 else min(match.bit_length() + 1, len(PRIORS) - 1)
+CLASSES = tuple(n if n < 4 else min(n.bit_length() + 1, len(PRIORS) - 1) for n in range(LONGEST + 1))
+"""Index into PRIORS by length of the match."""
 
 
 class Chances:
@@ -45,25 +45,26 @@ class Chances:
         self._memory = memory
         self._right = [0.0] * len(PRIORS)
         self._all = [0.0] * len(PRIORS)
+        self.values: list[float] = list(before.values if isinstance(before, Chances) else before)
+        """Chance of the next guess for each class of lengths."""
 
     def note(self, match: int, right: bool) -> None:
         """Learn whether the guess after a match of that length was right."""
-        kind = _class_of(match)
+        self._note(CLASSES[match], right)
+
+    def _note(self, kind: int, right: bool) -> None:
+        before = self._before
+        if isinstance(before, Chances):
+            before._note(kind, right)
+            before = before.values
         if self._all[kind] >= self._memory:
             self._all[kind] /= 2
             self._right[kind] /= 2
         self._all[kind] += 1
         self._right[kind] += right
-        if isinstance(self._before, Chances):
-            self._before.note(match, right)
-
-    def values(self) -> list[float]:
-        """Return the chance of the next guess for each class of lengths."""
-        before = self._before.values() if isinstance(self._before, Chances) else self._before
-        return [
-            (right + PRIOR_WEIGHT * prior) / (count + PRIOR_WEIGHT)
-            for right, count, prior in zip(self._right, self._all, before, strict=True)
-        ]
+        self.values[kind] = (self._right[kind] + PRIOR_WEIGHT * before[kind]) / (
+            self._all[kind] + PRIOR_WEIGHT
+        )
 
 
 class Speculation:
@@ -97,7 +98,7 @@ class Speculation:
         best, depth, gain = MARGIN * self._tokens / costs.relative(rows), 0, 0.0
         chance, tokens = 1.0, self._tokens
         for count in range(1, most + 1):
-            chance *= chances[_class_of(match + count - 1)]
+            chance *= chances[CLASSES[min(match + count - 1, LONGEST)]]
             if chance < LEAST_CHANCE:
                 break
             tokens += chance
@@ -130,7 +131,7 @@ class Drafter:
         lookup = self._lookup
         if not self._catch_up() or not lookup.match or most < 1:
             return []
-        depth = self._shared.depth(lookup.match, self._chances.values(), most)
+        depth = self._shared.depth(lookup.match, self._chances.values, most)
         return lookup.guess(depth) if depth else []
 
     def _catch_up(self) -> bool:

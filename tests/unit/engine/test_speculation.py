@@ -48,17 +48,17 @@ def depth(speculation: Speculation, requests: int, chance: float, most: int = 10
 def test_chances_begin_with_what_is_known_and_follow_what_is_seen() -> None:
     before = Chances((0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5), memory=64)
     chances = Chances(before, memory=64)
-    assert chances.values()[1:] == [0.5] * 6
+    assert chances.values[1:] == [0.5] * 6
     for _ in range(40):
         chances.note(5, True)
         chances.note(1, False)
-    assert chances.values()[4] > 0.9
-    assert chances.values()[1] < 0.1
-    assert chances.values()[2] == 0.5
-    assert before.values()[4] > 0.8
+    assert chances.values[4] > 0.9
+    assert chances.values[1] < 0.1
+    assert chances.values[2] == 0.5
+    assert before.values[4] > 0.8
     for _ in range(100):
         chances.note(5, False)
-    assert chances.values()[4] < 0.4
+    assert chances.values[4] < 0.4
 
 
 def test_drafts_are_as_many_as_pay() -> None:
@@ -96,7 +96,7 @@ def test_right_guesses_are_learned_without_drafting(bench: Bench) -> None:
     assert drafter.drafts(0) == []
     tokens += LOOP
     drafter.drafts(0)
-    assert speculation.chances.values()[-1] > 0.9
+    assert speculation.chances.values[-1] > 0.9
 
 
 def test_a_long_prompt_is_indexed_in_parts() -> None:
