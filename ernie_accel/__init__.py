@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ernie_accel.diagnosis import Report, doctor
     from ernie_accel.engine.metrics import Metrics
     from ernie_accel.engine.options import EngineOptions
+    from ernie_accel.engine.request import Handle
     from ernie_accel.engine.stream import AsyncTokenStream, TokenStream
     from ernie_accel.model import Model
     from ernie_accel.quant.directory import quantize
@@ -74,6 +75,7 @@ __all__ = [
     "EngineOptions",
     "ErnieAccelError",
     "FinishReason",
+    "Handle",
     "HubError",
     "Message",
     "Metrics",
@@ -112,6 +114,7 @@ _LATER = {
     "AsyncTokenStream": "ernie_accel.engine.stream",
     "Conversation": "ernie_accel.conversation",
     "EngineOptions": "ernie_accel.engine.options",
+    "Handle": "ernie_accel.engine.request",
     "Metrics": "ernie_accel.engine.metrics",
     "Model": "ernie_accel.model",
     "NativeOptions": "ernie_accel.backends.native.backend",

@@ -88,6 +88,8 @@ class Conversation:
     ) -> None:
         if overflow not in get_args(Overflow):
             raise ArgumentError(f"overflow={overflow!r}: must be one of {', '.join(get_args(Overflow))}")
+        if system is not None and not isinstance(system, str):
+            raise ArgumentError(f"system={system!r}: must be None or a string")
         self.params = override(params, {})
         self.overflow: Overflow = overflow
         self._speaker = speaker

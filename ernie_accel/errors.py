@@ -83,7 +83,8 @@ class MissingExtraError(ErnieAccelError, ImportError):
     def of(cls, extra: str, purpose: str) -> MissingExtraError:
         """Build the one-sentence error that names the command which installs ``extra``."""
         return cls(
-            f"{purpose} needs an optional dependency; install it with: pip install 'ernie-accel[{extra}]'"
+            f"{purpose} needs an optional dependency; install it with: pip install 'ernie-accel[{extra}]' "
+            f"(in a clone: pip install --editable '.[{extra}]')"
         )
 
 

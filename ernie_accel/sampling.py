@@ -90,15 +90,15 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._check_counts()
         self._check_numbers()
-        stop = (
-            (self.stop,) if isinstance(self.stop, str) else _as_tuple("stop", self.stop, "non-empty strings")
-        )
-        _check(all(isinstance(s, str) and s for s in stop), "stop", self.stop, "non-empty strings")
+        stops = "a string or a list of strings, none of them empty"
+        stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple("stop", self.stop, stops)
+        _check(all(isinstance(s, str) and s for s in stop), "stop", self.stop, stops)
         ids = _as_tuple("stop_token_ids", self.stop_token_ids, "a list of token ids")
         ids_ok = all(_is_int(i) and i >= 0 for i in ids)
         _check(ids_ok, "stop_token_ids", self.stop_token_ids, "token ids of at least 0")
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(map(int, ids)))
+        _check(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "True or False")
         structure = self.structure
         object.__setattr__(self, "json_schema", structure.json_schema)
         object.__setattr__(self, "choices", structure.choices)

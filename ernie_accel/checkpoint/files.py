@@ -47,7 +47,17 @@ def name_some(names: Iterable[str], limit: int = 5) -> str:
 
 
 def find_config(directory: Path, name: str = CONFIG_NAME) -> dict[str, Any]:
-    """Read a configuration file of the directory."""
+    """Read a configuration file of the directory.
+
+    Raises:
+        CheckpointError: There is no such directory or file in it, or the file is damaged.
+    """
+    if not directory.exists():
+        raise CheckpointError(f"{directory}: there is no such directory; give that of a checkpoint")
+    if not (directory / name).exists():
+        raise CheckpointError(
+            f"{directory / name}: is missing: give the directory that holds it, beside the weights"
+        )
     return read_object(directory / name, _CONFIG_LIMIT)
 
 

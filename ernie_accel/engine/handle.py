@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.writer import Writer
-from ernie_accel.errors import DeadlineError
+from ernie_accel.errors import ArgumentError, DeadlineError
 from ernie_accel.types import Chunk, Completion
 
 __all__ = ["LocalHandle"]
@@ -53,6 +53,11 @@ class LocalHandle:
             self._raise()
         return chunk
 
+    def __repr__(self) -> str:
+        first = self.writers[0]
+        ended = "failed" if first.error is not None else first.output.reason or "cancelled"
+        return f"<Handle: {first.output.count} tokens, {ended if self.done else 'not at its end'}>"
+
     def __iter__(self) -> LocalHandle:
         return self
 
@@ -69,6 +74,8 @@ class LocalHandle:
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end of all alternatives."""
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+            raise ArgumentError(f"timeout={timeout!r}: must be None or a number of seconds")
         end = None if timeout is None else time.monotonic() + timeout
         for writer in self.writers:
             left = None if end is None else max(0.0, end - time.monotonic())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ernie_accel.display import html_table, text_table
 from ernie_accel.engine.job import Job
+from ernie_accel.errors import ArgumentError
 
 __all__ = ["Histogram", "Metrics", "Recorder"]
 
@@ -45,7 +46,13 @@ class Histogram:
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Return the value below which ``share`` of them lie, interpolated within its bucket; nan if there are none."""
+        """Return the value below which ``share`` of them lie, interpolated within its bucket; nan if there are none.
+
+        Raises:
+            ArgumentError: ``share`` is not from 0 to 1; 0.95 is the 95th percentile.
+        """
+        if not 0.0 <= share <= 1.0:
+            raise ArgumentError(f"share={share!r}: must be from 0 to 1; 0.95 is the 95th percentile")
         if not self.count:
             return math.nan
         wanted, below = share * self.count, 0

@@ -27,6 +27,7 @@ NAMES = [
     "EngineOptions",
     "ErnieAccelError",
     "FinishReason",
+    "Handle",
     "HubError",
     "Message",
     "Metrics",

@@ -205,6 +205,8 @@ def test_a_full_context_is_an_error_unless_the_oldest_may_go(load_mock: LoadMock
             forgetful.send("word " * 300)
         with pytest.raises(ea.ArgumentError, match="overflow='explode': must be one of error, drop_oldest"):
             model.conversation(overflow="explode")  # type: ignore[arg-type]
+        with pytest.raises(ea.ArgumentError, match="system=5: must be None or a string"):
+            model.conversation(5)  # type: ignore[arg-type]
 
 
 def test_rewinding_what_was_forgotten_in_between(load_mock: LoadMock) -> None:

@@ -222,11 +222,15 @@ def test_submit_returns_at_once(load_mock: LoadMock) -> None:
     with load_mock("abc", step_seconds=0.01) as model:
         handle = model.submit("x")
         assert not handle.done
+        assert repr(handle).endswith("tokens, not at its end>")
+        with pytest.raises(ea.ArgumentError, match=r"timeout='1': must be None or a number"):
+            handle.result(timeout="1")  # type: ignore[arg-type]
         with pytest.raises(ea.DeadlineError, match="no result within"):
             handle.result(timeout=0.001)
         assert "".join(chunk.text for chunk in handle) == "abc"
         assert handle.done
         assert handle.result().text == "abc"
+        assert repr(handle) == "<Handle: 4 tokens, stop>"
         with pytest.raises(ea.ArgumentError, match="submit takes one prompt"):
             model.submit(["x"])
 

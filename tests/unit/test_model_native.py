@@ -66,6 +66,14 @@ def test_alternatives_are_what_their_seeds_give(model: ea.Model) -> None:
         assert drawn(model.generate(PROMPTS[1], **{**SAMPLING, "seed": one.seed})) == drawn(one)
 
 
+@pytest.mark.parametrize("wrong", [{"max_step_tokens": "9"}, {"resident": "yes"}, {"whole_head": 3}])
+def test_options_of_the_backend_are_checked(wrong: dict[str, Any]) -> None:
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ea.ArgumentError) as error:
+        NativeOptions(**wrong)
+    assert str(error.value).startswith(f"{name}={value!r}: must be ")
+
+
 def test_chunks_of_the_prompt_change_nothing(model: ea.Model) -> None:
     expected = [drawn(c) for c in model.generate(PROMPTS, **SAMPLING)]
     options = NativeOptions(max_step_tokens=16)

@@ -37,6 +37,8 @@ from ernie_accel.types import Chunk, SamplingParams, Score, Usage
         {"stop": ["a", ""]},
         {"stop": [1]},
         {"stop": 5},
+        {"ignore_eos": "no"},
+        {"ignore_eos": 1},
         {"stop_token_ids": [-1]},
         {"json_schema": 5},
         {"json_schema": ""},

@@ -57,10 +57,14 @@ class NativeOptions:
     whole_head: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_step_tokens <= 65536:
-            raise ArgumentError(f"max_step_tokens={self.max_step_tokens}: must be from 1 to 65536")
+        tokens = self.max_step_tokens
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= 65536:
+            raise ArgumentError(f"max_step_tokens={tokens!r}: must be a whole number from 1 to 65536")
         if self.isa is not None and self.isa not in env.ISA_LEVELS:
             raise ArgumentError(f"isa={self.isa!r}: must be one of {', '.join(env.ISA_LEVELS)}")
+        for name in ("resident", "whole_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: must be True or False")
 
 
 class NativeBackend:

@@ -59,6 +59,8 @@ BIAS = "model.layers.1.mlp.moe_statics.e_score_correction_bias"
 
 def test_the_directory_must_exist_and_be_one(tmp_path: Path) -> None:
     refused(tmp_path / "none", "no such directory")
+    (tmp_path / "bare").mkdir()
+    refused(tmp_path / "bare", "config.json: is missing: give the directory that holds it")
     make(tmp_path / "m")
     refused(tmp_path / "m" / "model.safetensors", "give the directory")
 

@@ -375,5 +375,5 @@ def test_without_matplotlib_there_is_no_plot(
     monkeypatch.delitem(__import__("sys").modules, "ernie_accel.quant.plot", raising=False)
     report = ea.quantize(source, tmp_path / "m", precision="int8", calibration=TEXTS)
     assert not (tmp_path / "m" / "report.png").exists()
-    with pytest.raises(ea.MissingExtraError, match=r"pip install 'ernie-accel\[plot\]'"):
+    with pytest.raises(ea.MissingExtraError, match=r"pip install 'ernie-accel\[plot\]' \(in a clone: "):
         report.plot()
