@@ -78,7 +78,7 @@ def test_config_must_be_there_and_be_an_object(tmp_path: Path) -> None:
     path.write_bytes(b" " * (17 << 20))
     refused(tmp_path / "m", "larger than")
     path.unlink()
-    refused(tmp_path / "m", r"config.json: cannot be read")
+    refused(tmp_path / "m", r"config.json: is missing")
 
 
 def test_generation_config_must_be_an_object(tmp_path: Path) -> None:
