@@ -37,7 +37,10 @@ def spelled_out(method: Method) -> Method:
 def single(params: SamplingParams) -> SamplingParams:
     """Return the settings of a stream. Raises ArgumentError if they ask for several completions."""
     if params.n != 1:
-        raise ArgumentError(f"n={params.n}: a stream gives one completion, as a conversation does; use generate or chat for several")
+        raise ArgumentError(
+            f"n={params.n}: a stream gives one completion, as a conversation does; use generate or chat "
+            "for several"
+        )
     return params
 
 
