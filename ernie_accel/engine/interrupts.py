@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps instead of in the middle of one."""
+"""Ctrl-C after a few lines that must not be cut short."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Handler = Callable[[int, FrameType | None], Any]
 def deferred() -> Iterator[None]:
     """Put the program's own reaction to Ctrl-C off until the block is done.
 
-    Python runs signal handlers between any two instructions of the main thread, so KeyboardInterrupt could leave a
-    request half-way between two states, or lose a sequence whose id was not noted down yet. In other threads, and
-    where the program's handler is not one of Python's, this does nothing.
+    Python runs signal handlers between any two instructions of the main thread, so KeyboardInterrupt could come between
+    noting that a thread exists and starting it. In other threads, and where the program's handler is not one of
+    Python's, this does nothing.
     """
     handler = _handler()
     if handler is None:
