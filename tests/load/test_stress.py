@@ -61,9 +61,11 @@ class Stress:
             self.check(drawn(handle.result(PATIENCE)) == expected.drawn, "submit", index)
 
     def timeout(self, draw: random.Random) -> None:
+        """Half of them are over before the first step, however fast the machine is."""
         index, ask, expected = self.pick(draw)
+        timeout = draw.choice((1e-9, draw.uniform(0.0005, 0.03)))
         try:
-            done = self.model.generate(ask.prompt, ask.params, timeout=draw.uniform(0.0005, 0.03))
+            done = self.model.generate(ask.prompt, ask.params, timeout=timeout)
         except ea.DeadlineError:
             self.check(True, "deadline", index)
         else:
@@ -202,7 +204,8 @@ def _stress(kind: str, options: ea.EngineOptions, requests: int, count: int, see
     counters = model.metrics().counters
     assert counters["preemptions"] > 0
     assert counters["cached_tokens"] > 0
-    assert counters["requests_failed"] >= stress.done["deadline"] > 0
+    assert stress.done["deadline"] > 0
+    assert counters["requests_failed"] > 0  # those whose time was over before a full queue are not among them
     assert counters["requests_cancelled"] > 0
     assert counters["drafted_tokens"] > 0
     mine = set(threading.enumerate()) - before
