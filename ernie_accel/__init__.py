@@ -14,6 +14,7 @@ from ernie_accel.backends import table as backends
 from ernie_accel.errors import (
     ArgumentError,
     BackendError,
+    BackendProcessError,
     BackendUnavailableError,
     CapacityError,
     CheckpointError,
@@ -63,6 +64,7 @@ __all__ = [
     "ArgumentError",
     "AsyncTokenStream",
     "BackendError",
+    "BackendProcessError",
     "BackendUnavailableError",
     "CapacityError",
     "CheckpointError",

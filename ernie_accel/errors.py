@@ -9,6 +9,7 @@
     ├── TokenizerError                       the tokenizer is missing or damaged, or a template failed
     ├── HubError                             a hub id could not be resolved or downloaded
     ├── BackendError                         a backend failed while it worked
+    │   ├── BackendProcessError              the process that a backend runs in ended or does not answer; has its log
     │   ├── BackendUnavailableError          the backend cannot run here; says why and what to do
     │   └── UnsupportedError                 the backend cannot do what was asked; names those that can
     ├── MissingExtraError (also ImportError) an optional dependency is not installed; says the command
@@ -21,9 +22,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "BackendProcessError",
     "BackendUnavailableError",
     "CapacityError",
     "CheckpointError",
@@ -66,6 +70,20 @@ class HubError(ErnieAccelError):
 
 class BackendError(ErnieAccelError):
     """A backend failed while it worked."""
+
+
+class BackendProcessError(BackendError):
+    """The process that a backend runs in ended, or was ended because it did not answer in time.
+
+    Attributes:
+        exit_code: What it ended with; the negative number of a signal that ended it; None where nobody knows.
+        log: Last lines of its output, oldest first.
+    """
+
+    def __init__(self, message: str, *, exit_code: int | None = None, log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.log = tuple(log)
 
 
 class BackendUnavailableError(BackendError):
