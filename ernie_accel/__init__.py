@@ -48,14 +48,14 @@ from ernie_accel.types import (
 
 if TYPE_CHECKING:
     from ernie_accel import testing
+    from ernie_accel.backends.engine import Handle
     from ernie_accel.backends.native.backend import NativeOptions
     from ernie_accel.checkpoint import inspect
     from ernie_accel.conversation import Conversation
     from ernie_accel.diagnosis import Report, doctor
-    from ernie_accel.engine.metrics import Metrics
     from ernie_accel.engine.options import EngineOptions
-    from ernie_accel.engine.request import Handle
     from ernie_accel.engine.stream import AsyncTokenStream, TokenStream
+    from ernie_accel.metrics import Metrics
     from ernie_accel.model import Model
     from ernie_accel.quant.directory import quantize
     from ernie_accel.quant.report import QuantizationReport
@@ -116,8 +116,8 @@ _LATER = {
     "AsyncTokenStream": "ernie_accel.engine.stream",
     "Conversation": "ernie_accel.conversation",
     "EngineOptions": "ernie_accel.engine.options",
-    "Handle": "ernie_accel.engine.request",
-    "Metrics": "ernie_accel.engine.metrics",
+    "Handle": "ernie_accel.backends.engine",
+    "Metrics": "ernie_accel.metrics",
     "Model": "ernie_accel.model",
     "NativeOptions": "ernie_accel.backends.native.backend",
     "QuantizationReport": "ernie_accel.quant.report",

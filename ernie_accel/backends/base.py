@@ -6,24 +6,32 @@ these protocols and name themselves in the entry-point group ``ernie_accel.backe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from ernie_accel.backends.engine import Engine, EngineInfo, PartProfile, StepProfile
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.types import Precision, Progress, TokenLogprob
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ernie_accel.architecture.config import ModelConfig
     from ernie_accel.checkpoint.packed import PackedMatrix, Unit
 
 __all__ = [
+    "AnswersForOptions",
     "Availability",
     "Backend",
     "Capacity",
+    "Engine",
+    "EngineBackend",
+    "EngineInfo",
+    "EngineSettings",
     "Footprint",
     "LoadOptions",
     "Output",
@@ -71,11 +79,41 @@ class Footprint:
     runtime: int
 
 
+class EngineSettings(Protocol):
+    """What ``EngineOptions`` say, for a backend that batches by itself."""
+
+    @property
+    def prefix_cache(self) -> bool:
+        """Keep the KV cache of ended requests."""
+        ...
+
+    @property
+    def speculation(self) -> str:
+        """Guess tokens: "off", or how."""
+        ...
+
+    @property
+    def queue_size(self) -> int:
+        """Most requests that wait."""
+        ...
+
+    @property
+    def step_tokens(self) -> int | None:
+        """Most tokens of one step."""
+        ...
+
+    @property
+    def latency_target(self) -> float | None:
+        """Seconds between two tokens that prompts of others may not exceed."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """What ``Model.load`` asks of a backend; ``None`` and ``"auto"`` leave the choice to it.
 
-    ``memory_limit`` is bytes for the KV cache, whose pages are taken on demand.
+    ``memory_limit`` is bytes for the KV cache, whose pages are taken on demand. ``engine`` is what ``Model.load`` was
+    given under that name, for backends that open an Engine of their own.
     """
 
     precision: Precision | Literal["auto"] = "auto"
@@ -88,10 +126,11 @@ class LoadOptions:
     tensor_parallel: int | Literal["auto"] = 1
     backend_options: object | None = None
     progress: Progress | None = None
+    engine: EngineSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerInfo:
+class RunnerInfo(EngineInfo):
     """Fixed properties of a Runner.
 
     Attributes:
@@ -103,20 +142,11 @@ class RunnerInfo:
         max_sequences: Largest number of open sequences.
         capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile``, ``park`` (others may come; unknown ones are
             ignored).
-        details: What ``model.info`` and ``doctor`` show: threads, instruction set, quantization recipe and the like.
     """
 
-    backend: str
-    vocab_size: int
     hidden_size: int
-    max_context: int
-    precision: str
-    kv_precision: str
     page_size: int
     max_step_tokens: int
-    max_sequences: int
-    capabilities: frozenset[str] = frozenset()
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,41 +213,6 @@ class Capacity:
 
     free_tokens: int
     used_tokens: int
-
-
-@dataclass(frozen=True)
-class PartProfile:
-    """One part of the forward pass, over all steps that were counted.
-
-    Attributes:
-        name: For instance ``"qkv"``, ``"attention"``, ``"head"``.
-        calls: How often it ran; most parts once a layer.
-        seconds: Time until it was done, waiting for its slowest thread included.
-        bytes: Of weights and KV cache that it had to read.
-    """
-
-    name: str
-    calls: int
-    seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class StepProfile:
-    """Where the time of some steps went; ``parts`` follow one another without a gap within a step."""
-
-    steps: int
-    parts: tuple[PartProfile, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all parts together."""
-        return math.fsum(part.seconds for part in self.parts)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all parts together."""
-        return sum(part.bytes for part in self.parts)
 
 
 @runtime_checkable
@@ -303,6 +298,39 @@ class Backend(Protocol):
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> Runner:
         """Load the weights. The checkpoint may be closed afterwards."""
+        ...
+
+
+@runtime_checkable
+class EngineBackend(Backend, Protocol):
+    """A Backend whose library works on whole requests. ``open_engine`` is called in place of ``open``, which raises
+    UnsupportedError.
+
+    It gets a directory and not a Checkpoint: its library reads the files itself, so they need not be a kind that this
+    library could read.
+    """
+
+    def reads_weights(self, options: LoadOptions) -> bool:
+        """Whether files of weights must be there; else configuration and tokenizer do, or no directory at all."""
+        ...
+
+    def open_engine(self, directory: Path | None, config: ModelConfig | None, options: LoadOptions) -> Engine:
+        """Start what computes.
+
+        Args:
+            directory: None if there is none: ``source=None``, or a checkpoint in memory.
+            config: Of the directory or checkpoint, if there is one.
+            options: What ``Model.load`` was given.
+        """
+        ...
+
+
+@runtime_checkable
+class AnswersForOptions(Protocol):
+    """What a Backend has besides if it depends on the options whether it can run here."""
+
+    def available_for(self, options: LoadOptions) -> Availability:
+        """As ``available``, for a call of ``Model.load`` with these options."""
         ...
 
 

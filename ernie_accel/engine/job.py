@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from ernie_accel.backends.base import SequenceId, Step, StepResult
-from ernie_accel.engine.bell import Bell
+from ernie_accel.bell import Bell
 from ernie_accel.engine.structured import Guide
 
 __all__ = ["Fork", "Job"]

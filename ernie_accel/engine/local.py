@@ -13,18 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ernie_accel.backends.base import Profiles, Runner, RunnerInfo, StepProfile
-from ernie_accel.engine.handle import LocalHandle
+from ernie_accel.backends.engine import closed
+from ernie_accel.backends.handle import RequestHandle
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Metrics, Recorder
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.reader import EmbedReader, LogitsReader, Reader, ScoreReader
 from ernie_accel.engine.request import Request, late
-from ernie_accel.engine.scheduler import Scheduler, closed
+from ernie_accel.engine.scheduler import Scheduler
 from ernie_accel.engine.speculation import Speculation
-from ernie_accel.engine.stop import Decoder
 from ernie_accel.engine.worker import Worker
 from ernie_accel.engine.writer import Limits, Writer
 from ernie_accel.errors import ContextLengthError, QueueFullError, UnsupportedError
+from ernie_accel.stop import Decoder
 from ernie_accel.types import Score
 
 __all__ = ["LocalEngine"]
@@ -81,14 +82,14 @@ class LocalEngine:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """The Runner's capabilities."""
-        return self._info.capabilities
+        """The Runner's capabilities, and what any Runner makes possible."""
+        return self._info.capabilities | {"logits", "score"}
 
-    def submit(self, request: Request, *, block: bool = True) -> LocalHandle:
+    def submit(self, request: Request, *, block: bool = True) -> RequestHandle[Writer]:
         """Queue a request; where the queue is full, wait for room or, without ``block``, raise QueueFullError."""
         return self.submit_all([request], block=block)[0]
 
-    def submit_all(self, requests: Sequence[Request], *, block: bool = True) -> list[LocalHandle]:
+    def submit_all(self, requests: Sequence[Request], *, block: bool = True) -> list[RequestHandle[Writer]]:
         """Queue requests that begin together, as far as the queue has room for them at a time."""
         handles = [self._handle(request) for request in requests]
         try:
@@ -103,7 +104,7 @@ class LocalEngine:
         """Call back once, from any thread, when the queue may have room for a request."""
         self._scheduler.room.call(callback, lambda: self._has_room(request.params.n))
 
-    def _handle(self, request: Request) -> LocalHandle:
+    def _handle(self, request: Request) -> RequestHandle[Writer]:
         self.check(request.token_ids)
         writers = [
             Writer(request, self._limits, self._decoder() if self._decoder else None, self._recorder, index)
@@ -114,7 +115,7 @@ class LocalEngine:
         if self._speculation is not None:
             for writer in writers:
                 writer.speculate(self._speculation)
-        return LocalHandle(writers, self._cancel, self._check_process)
+        return RequestHandle(writers, self._cancel, self._check_process)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return raw logits, float32 [T, vocab_size]."""

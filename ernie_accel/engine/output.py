@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ernie_accel.engine.stop import Decoder, TextTail
+from ernie_accel.stop import Decoder, TextTail
 from ernie_accel.types import Chunk, FinishReason, TokenLogprob
 
 __all__ = ["Output"]

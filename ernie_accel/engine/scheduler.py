@@ -8,7 +8,8 @@ from bisect import insort
 from collections.abc import Iterable
 
 from ernie_accel.backends.base import Runner, Step, StepResult
-from ernie_accel.engine.bell import Bell
+from ernie_accel.backends.engine import closed
+from ernie_accel.bell import Bell
 from ernie_accel.engine.budget import TOKENS_PER_STEP, Budget
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Recorder
@@ -17,7 +18,7 @@ from ernie_accel.engine.prefix import PrefixCache
 from ernie_accel.engine.request import late
 from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.structured import Guide
-from ernie_accel.errors import BackendError, CapacityError, ClosedError, ErnieAccelError
+from ernie_accel.errors import BackendError, CapacityError, ErnieAccelError
 
 __all__ = ["Scheduler"]
 
@@ -381,11 +382,6 @@ def _prepare_masks(batch: Batch) -> None:
 
 def _without_drafts(batch: Batch) -> Batch:
     return [(job, min(count, job.pending)) for job, count in batch]
-
-
-def closed() -> ClosedError:
-    """Return what calls of a closed model raise."""
-    return ClosedError("the model was closed; load it again to go on")
 
 
 def _failure(error: BaseException) -> BaseException:

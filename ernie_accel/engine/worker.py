@@ -9,7 +9,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
-from ernie_accel.engine.bell import Bell
+from ernie_accel.bell import Bell
 from ernie_accel.engine.interrupts import deferred
 from ernie_accel.errors import BackendError, CapacityError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from ernie_accel.backends.base import Select, Step, StepResult
-from ernie_accel.engine.bell import Bell
+from ernie_accel.bell import Bell
 from ernie_accel.engine.history import History
 from ernie_accel.engine.job import Fork, Job
 from ernie_accel.engine.metrics import Recorder
@@ -16,8 +16,8 @@ from ernie_accel.engine.output import Output
 from ernie_accel.engine.request import Request, alternative_seed
 from ernie_accel.engine.sampling import select_rows
 from ernie_accel.engine.speculation import Drafter, Speculation
-from ernie_accel.engine.stop import Decoder
 from ernie_accel.engine.structured import Guide
+from ernie_accel.stop import Decoder
 from ernie_accel.system import peak_memory
 from ernie_accel.types import Completion, FinishReason, SamplingParams, Timings, TokenLogprob, Usage
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ernie_accel.engine.handle import LocalHandle
+from ernie_accel.backends.handle import RequestHandle
 from ernie_accel.engine.request import Request
 from ernie_accel.engine.stream import TokenStream
+from ernie_accel.engine.writer import Writer
 from ernie_accel.errors import BackendError, DeadlineError
 from ernie_accel.types import Chunk
 from tests.unit.engine.conftest import Gate
@@ -143,14 +144,14 @@ def test_a_failure_between_two_looks_is_no_end(
     engine = bench.engine(reply="abcdef")
     gate = Gate(bench.runner, 1)
     handle = engine.submit(request_of())
-    look = LocalHandle.take
+    look = RequestHandle.take
 
-    def take(self: LocalHandle) -> Chunk | None:
+    def take(self: RequestHandle[Writer]) -> Chunk | None:
         chunk = look(self)
         self.writers[0].fail(DeadlineError("late"))
         return chunk
 
-    monkeypatch.setattr(LocalHandle, "take", take)
+    monkeypatch.setattr(RequestHandle, "take", take)
     with gate, pytest.raises(DeadlineError, match="late"):
         next(handle)
     assert not handle.exhausted

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ernie_accel.engine.bell import Bell
+from ernie_accel.bell import Bell
 
 
 def never() -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ernie_accel.engine.stop import TextTail
+from ernie_accel.stop import TextTail
 
 
 class Pieces:

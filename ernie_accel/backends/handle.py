@@ -1,4 +1,4 @@
-"""A request of our own engine, as its caller holds it."""
+"""A request under way as its caller holds it, over whatever its completions are written by."""
 
 from __future__ import annotations
 
@@ -7,25 +7,86 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Generic, Protocol, TypeVar
 
-from ernie_accel.engine.job import Job
-from ernie_accel.engine.writer import Writer
+from typing_extensions import Self
+
+from ernie_accel.bell import Bell
 from ernie_accel.errors import ArgumentError, DeadlineError
 from ernie_accel.types import Chunk, Completion
 
-__all__ = ["LocalHandle"]
+__all__ = ["RequestHandle", "Writing", "Written"]
 
-Cancel = Callable[[Sequence[Job]], None]
+Cancel = Callable[[Sequence[Any]], None]
+"""Ends completions, given as the handle was given them."""
 
 
-class LocalHandle:
-    """One request of a LocalEngine. Dropping it cancels the request and frees its memory.
+class Written(Protocol):
+    """What a completion has so far, in pieces."""
+
+    @property
+    def count(self) -> int:
+        """Tokens that readers may see."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended, None before."""
+        ...
+
+    def chunks(self) -> int:
+        """Return how many chunks there are so far."""
+        ...
+
+    def chunk(self, index: int) -> Chunk | None:
+        """Return chunk ``index``, None if it is not there yet."""
+        ...
+
+
+class Writing(Protocol):
+    """One completion that is being written; ``progress`` is rung with each piece, ``ended`` at the end."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it failed, None if it didn't."""
+        ...
+
+    @property
+    def output(self) -> Written:
+        """What it has written."""
+        ...
+
+    @property
+    def progress(self) -> Bell:
+        """Rung when there is more, and at the end."""
+        ...
+
+    @property
+    def ended(self) -> Bell:
+        """Rung at the end."""
+        ...
+
+    def completion(self) -> Completion:
+        """Return what was written so far; whole once it is done."""
+        ...
+
+
+W = TypeVar("W", bound=Writing)
+
+
+class RequestHandle(Generic[W]):
+    """One request. Dropping it cancels the request and frees its memory.
 
     Attributes:
         writers: Of its alternatives, the first at first.
     """
 
-    def __init__(self, writers: Sequence[Writer], cancel: Cancel, check: Callable[[], None]) -> None:
+    def __init__(self, writers: Sequence[W], cancel: Cancel, check: Callable[[], None]) -> None:
         self.writers = writers
         self._cancel = cancel
         self._check = check
@@ -58,7 +119,7 @@ class LocalHandle:
         ended = "failed" if first.error is not None else first.output.reason or "cancelled"
         return f"<Handle: {first.output.count} tokens, {ended if self.done else 'not at its end'}>"
 
-    def __iter__(self) -> LocalHandle:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
@@ -120,6 +181,6 @@ class LocalHandle:
                 raise writer.error
 
 
-def _abandon(writers: Sequence[Writer], cancel: Cancel) -> None:
+def _abandon(writers: Sequence[Writing], cancel: Cancel) -> None:
     if not all(writer.done for writer in writers):
         cancel(writers)
