@@ -61,7 +61,7 @@ def load(
     check_options(options)
     if engine is not None and not isinstance(engine, EngineOptions):
         raise ArgumentError(f"engine={engine!r}: must be None or EngineOptions(...)")
-    backend = registry.choose(backend_name, options)
+    backend = registry.choose(backend_name)
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
         checkpoint = _open(source, revision, cache_dir, report, stack)

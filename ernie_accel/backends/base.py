@@ -28,7 +28,6 @@ __all__ = [
     "Availability",
     "Backend",
     "Capacity",
-    "ChecksOptions",
     "Engine",
     "EngineBackend",
     "EngineInfo",
@@ -303,7 +302,6 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-<<<<<<< HEAD
 class EngineBackend(Backend, Protocol):
     """A Backend whose library works on whole requests. ``open_engine`` is called in place of ``open``, which raises
     UnsupportedError.
@@ -333,13 +331,6 @@ class AnswersForOptions(Protocol):
 
     def available_for(self, options: LoadOptions) -> Availability:
         """As ``available``, for a call of ``Model.load`` with these options."""
-=======
-class ChecksOptions(Protocol):
-    """What a Backend offers besides, if its options decide whether it can run: another interpreter, a remote server."""
-
-    def available_with(self, options: LoadOptions) -> Availability:
-        """As ``available``, which says it for the options that stand where none are given."""
->>>>>>> 7723c73 (A backend may be asked whether it can run with the options given: they may say where to find what it needs)
         ...
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
-from ernie_accel.backends.base import Availability, Backend, ChecksOptions, LoadOptions
+from ernie_accel.backends.base import Backend, LoadOptions
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.errors import ArgumentError, BackendUnavailableError, UnsupportedError
 
@@ -117,10 +117,8 @@ def available() -> BackendTable:
     return BackendTable(tuple(_status(name) for name in names()))
 
 
-def choose(name: str = "auto", options: LoadOptions | None = None) -> Backend:
+def choose(name: str = "auto") -> Backend:
     """Return the backend of that name; ``"auto"`` takes the first of ``AUTO`` that can run here.
-
-    ``options`` may say where to find what a backend needs; without them it is asked for their defaults.
 
     Raises:
         ArgumentError: No backend has that name.
@@ -136,7 +134,7 @@ def choose(name: str = "auto", options: LoadOptions | None = None) -> Backend:
             f'backend="auto" found none. {reasons} The slow backend="reference" runs anywhere.'
         )
     backend = get(name)
-    answer = _availability(backend, options)
+    answer = backend.available()
     if not answer.ok:
         raise BackendUnavailableError(
             f"backend={name!r} cannot run here: {answer.reason} {answer.next_step}".rstrip()
@@ -193,12 +191,6 @@ def _load(entry: EntryPoint) -> Backend:
             f"backend {entry.name!r}: {entry.value!r} is not a Backend (see ernie_accel.backends.base)"
         )
     return backend
-
-
-def _availability(backend: Backend, options: LoadOptions | None) -> Availability:
-    if options is not None and isinstance(backend, ChecksOptions):
-        return backend.available_with(options)
-    return backend.available()
 
 
 def _status(name: str) -> BackendStatus:

@@ -29,12 +29,6 @@ class Absent(Theirs):
         return Availability(False, "There is no such device.", "Buy one.")
 
 
-class Elsewhere(Absent):
-    def available_with(self, options: LoadOptions) -> Availability:
-        found = options.backend_options == "there"
-        return Availability(found, "It is not there." if not found else "Found.", "Say where it is.")
-
-
 class Broken:
     def __init__(self) -> None:
         raise RuntimeError("not today")
@@ -183,12 +177,3 @@ def test_a_source_folder_that_nobody_installed_is_explained(monkeypatch: pytest.
         registry.get("native")
     with pytest.raises(BackendUnavailableError, match="pip install --editable"):
         registry.choose("auto")
-
-
-def test_options_may_say_where_a_backend_is(installed: dict[str, Any]) -> None:
-    installed["theirs"] = Elsewhere
-    assert registry.choose("theirs", LoadOptions(backend_options="there")).name == "theirs"
-    with pytest.raises(BackendUnavailableError, match=r"It is not there\. Say where it is\."):
-        registry.choose("theirs", LoadOptions())
-    with pytest.raises(BackendUnavailableError, match="no such device"):
-        registry.choose("theirs")
