@@ -25,6 +25,7 @@ SUBJECTS: dict[str, tuple[str, LoadOptions, Tolerance | None]] = {
         LoadOptions(precision="int4", threads=2),
         Tolerance(relative=0.6, argmax=0.4),
     ),
+    "onnxruntime": ("onnxruntime", LoadOptions(threads=2), Tolerance(absolute=1e-4)),
 }
 
 
@@ -32,7 +33,7 @@ def subject(name: str) -> Subject:
     backend, options, tolerance = SUBJECTS[name]
     status = available()[backend]
     if not status.ok:
-        pytest.skip(status.reason)
+        pytest.skip(f"{status.reason} {status.next_step}")
     return Subject(backend=get(backend), options=options, tolerance=tolerance)
 
 

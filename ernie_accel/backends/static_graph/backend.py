@@ -1,0 +1,145 @@
+"""What the backends over the static graph share: checks of options, sizes, and the Runner around an executor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ernie_accel.backends.base import Availability, Footprint, LoadOptions, RunnerInfo
+from ernie_accel.backends.checks import check_context
+from ernie_accel.backends.registry import check_precision
+from ernie_accel.backends.static_graph.executor import Executor
+from ernie_accel.backends.static_graph.runner import StaticGraphRunner
+from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.errors import ArgumentError, CapacityError, UnsupportedError
+from ernie_accel.export.signature import Signature
+
+if TYPE_CHECKING:
+    from ernie_accel.architecture.config import ModelConfig
+
+__all__ = ["DEFAULT_STEP_TOKENS", "StaticGraphBackend", "check_step_tokens"]
+
+DEFAULT_SEQUENCES = 32
+DEFAULT_STEP_TOKENS = 512
+
+Options = TypeVar("Options")
+
+
+class StaticGraphBackend(ABC, Generic[Options]):
+    """A Backend that needs no more than an executor.
+
+    A subclass sets ``name``, ``precisions`` (``"auto"`` means the first) and ``options_type``, whose instances have
+    ``max_step_tokens`` and can be made without arguments.
+    """
+
+    name: str
+    precisions: tuple[str, ...]
+    options_type: type[Any]
+
+    @abstractmethod
+    def available(self) -> Availability:
+        """See ``Backend``."""
+
+    @abstractmethod
+    def _executor(
+        self, checkpoint: Checkpoint, signature: Signature, options: LoadOptions, own: Options
+    ) -> Executor:
+        """Load the graph. ``options`` are checked but for device and threads; ``own`` are the backend's."""
+
+    def _cache_dtype(self, precision: str) -> str:
+        """NumPy dtype of keys and values."""
+        return "float32"
+
+    def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
+        """Bytes beside the weights: padding may double the cache; scores and logits of the widest step."""
+        own = self._own(options)
+        signature = self._signature(config, options)
+        tokens, context = own.max_step_tokens, check_context(options, config.max_position_embeddings)
+        scores = config.num_attention_heads * 3 * context
+        widest = max(config.vocab_size, 4 * config.intermediate_size, scores)
+        return Footprint(
+            kv_per_token=2 * signature.token_bytes, scratch=4 * tokens * widest, runtime=64 << 20
+        )
+
+    def open(self, checkpoint: Checkpoint, options: LoadOptions) -> StaticGraphRunner:
+        """Load the graph and return the Runner.
+
+        Raises:
+            UnsupportedError: A setting that this backend lacks.
+            CapacityError: ``memory_limit`` holds no token.
+            BackendError: The engine refuses the graph.
+        """
+        own = self._own(options)
+        self._check(options)
+        config = checkpoint.config
+        signature = self._signature(config, options)
+        info = self._info(config, signature, options, own.max_step_tokens)
+        tokens = self._kv_tokens(config, options, info)
+        executor = self._executor(checkpoint, signature, options, own)
+        details = {"engine": executor.info.engine, **executor.info.details}
+        return StaticGraphRunner(executor, signature, replace(info, details=details), tokens)
+
+    def _own(self, options: LoadOptions) -> Any:
+        given = options.backend_options
+        if given is None:
+            return self.options_type()
+        if not isinstance(given, self.options_type):
+            raise ArgumentError(
+                f"backend_options={given!r}: backend {self.name!r} takes {self.options_type.__name__}"
+            )
+        return given
+
+    def _check(self, options: LoadOptions) -> None:
+        check_precision(self, options)
+        if options.tensor_parallel not in (1, "auto"):
+            raise UnsupportedError(
+                f"tensor_parallel={options.tensor_parallel}: backend {self.name!r} cannot be split; use 1"
+            )
+        wanted = {"float32": "fp32", "float16": "fp16"}[self._cache_dtype(self._precision(options))]
+        if options.kv_precision not in ("auto", wanted):
+            raise UnsupportedError(
+                f"kv_precision={options.kv_precision!r}: backend {self.name!r} keeps keys and values in {wanted}"
+            )
+        if options.max_batch is not None and options.max_batch < 1:
+            raise ArgumentError(f"max_batch={options.max_batch}: must be at least 1")
+
+    def _precision(self, options: LoadOptions) -> str:
+        return self.precisions[0] if options.precision == "auto" else options.precision
+
+    def _signature(self, config: ModelConfig, options: LoadOptions) -> Signature:
+        precision = self._precision(options)
+        return Signature.of(config, precision, self._cache_dtype(precision))
+
+    def _info(
+        self, config: ModelConfig, signature: Signature, options: LoadOptions, max_step_tokens: int
+    ) -> RunnerInfo:
+        return RunnerInfo(
+            backend=self.name,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            max_context=check_context(options, config.max_position_embeddings),
+            precision=signature.precision,
+            kv_precision={"float32": "fp32", "float16": "fp16"}[signature.cache_dtype],
+            page_size=1,
+            max_step_tokens=max_step_tokens,
+            max_sequences=options.max_batch or DEFAULT_SEQUENCES,
+            capabilities=frozenset({"hidden", "park"}),
+        )
+
+    def _kv_tokens(self, config: ModelConfig, options: LoadOptions, info: RunnerInfo) -> int:
+        most = info.max_sequences * info.max_context
+        if options.memory_limit is None:
+            return most
+        each = self.estimate(config, options).kv_per_token
+        if options.memory_limit < each:
+            raise CapacityError(
+                f"memory_limit={options.memory_limit}: one token of KV cache takes {each} bytes; raise the limit"
+            )
+        return min(most, options.memory_limit // each)
+
+
+def check_step_tokens(tokens: object) -> None:
+    """Raise ArgumentError unless ``max_step_tokens`` is a sensible number."""
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= 65536:
+        raise ArgumentError(f"max_step_tokens={tokens!r}: must be a whole number from 1 to 65536")
