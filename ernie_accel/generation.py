@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import TypeIs, Unpack
 
-from ernie_accel.engine.request import Handle, Request
+from ernie_accel.engine.request import Handle, Request, Turn
 from ernie_accel.engine.stream import AsyncTokenStream, TokenStream, completed
 from ernie_accel.errors import ArgumentError
 from ernie_accel.progress import reporting
@@ -295,8 +295,8 @@ class Generation(ABC):
         priority: int,
     ) -> Request:
         """Return the request for an assistant's turn, whose result has its parts."""
-        ids = self._encode_chat(messages, tools)
-        (request,) = self._requests([ids], params, timeout, priority, turn=True)
+        prompt = self._encode_chat(messages, tools)
+        (request,) = self._requests([prompt], params, timeout, priority, turn=True)
         return request
 
     def _stream_turn(
@@ -357,13 +357,13 @@ class Generation(ABC):
         return self._start_all([request], block=block)[0]
 
     @abstractmethod
-    def _encode_chat(self, messages: Messages, tools: Messages | None) -> list[int]:
-        """Render and encode a conversation, up to where the answer begins."""
+    def _encode_chat(self, messages: Messages, tools: Messages | None) -> list[int] | Turn:
+        """Render and encode a conversation, up to where the answer begins; or leave that to the engine."""
 
     @abstractmethod
     def _requests(
         self,
-        prompts: Sequence[TextOrIds],
+        prompts: Sequence[TextOrIds | Turn],
         params: SamplingParams,
         timeout: float | None,
         priority: int,

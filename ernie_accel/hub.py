@@ -18,7 +18,8 @@ from ernie_accel.types import Progress
 __all__ = ["is_hub_id", "local_path", "resolve"]
 
 # What a text checkpoint needs, at the top of the repository: weights, configuration, tokenizer, chat template.
-_WANTED = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
+_WEIGHTS = "*.safetensors"
+_WANTED = [_WEIGHTS, "*.json", "tokenizer.model", "chat_template.jinja"]
 _NESTED = ["*/*"]
 
 # The hub library goes on with a broken download either by itself or when it is called again; how often we call.
@@ -49,6 +50,7 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     offline: bool | None = None,
+    weights: bool = True,
 ) -> Path:
     """Return the local directory of a checkpoint, downloading what a hub id names.
 
@@ -59,6 +61,7 @@ def resolve(
         progress: Called with ``("download", done, total)``, bytes of the files that are fetched (needs a hub library
             that counts bytes over all files, 1.1 or newer). None leaves the hub library's own bars.
         offline: True looks in the cache alone; None follows HF_HUB_OFFLINE.
+        weights: False leaves out the files of weights.
 
     Raises:
         CheckpointError: It is neither an existing path nor of the form of a hub id.
@@ -77,7 +80,8 @@ def resolve(
         raise CheckpointError(
             f"{path}: there is no such directory, and it is no hub id of the form 'organisation/name'; give one of them"
         )
-    return _download(path_or_id, revision, cache_dir, progress, bool(offline))
+    wanted = _WANTED if weights else [pattern for pattern in _WANTED if pattern != _WEIGHTS]
+    return _download(path_or_id, revision, cache_dir, progress, bool(offline), wanted)
 
 
 def _exists(path: Path) -> bool:
@@ -93,6 +97,7 @@ def _download(
     cache_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
     offline: bool,
+    wanted: list[str],
 ) -> Path:
     try:
         from huggingface_hub import snapshot_download
@@ -110,7 +115,7 @@ def _download(
                     repository,
                     revision=revision,
                     cache_dir=cache_dir,
-                    allow_patterns=_WANTED,
+                    allow_patterns=wanted,
                     ignore_patterns=_NESTED,
                     local_files_only=offline,
                     tqdm_class=meter.bar_class() if meter else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend, RunnerInfo
+from ernie_accel.backends.base import Backend, EngineBackend, EngineInfo, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint
 from ernie_accel.engine.defaults import checkpoint_defaults, file_end_ids
@@ -17,6 +17,7 @@ from ernie_accel.engine.local import LocalEngine
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.request import Engine
 from ernie_accel.errors import ArgumentError, UnsupportedError
+from ernie_accel.place import Place, Source, check_in_memory, find
 from ernie_accel.progress import reporting
 from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ernie_accel.tokenizer import Tokenizer
 
 __all__ = ["Loaded", "Source", "check_options", "load"]
-
-Source = str | os.PathLike[str] | Checkpoint
 
 _KV_PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -40,7 +39,7 @@ class Loaded:
 
     engine: Engine
     tokenizer: Tokenizer | None
-    config: ModelConfig
+    config: ModelConfig | None
     info: ModelInfo
     defaults: SamplingParams
     end_ids: frozenset[int]
@@ -48,7 +47,7 @@ class Loaded:
 
 
 def load(
-    source: Source,
+    source: Source | None,
     backend_name: str,
     options: LoadOptions,
     *,
@@ -61,17 +60,27 @@ def load(
     check_options(options)
     if engine is not None and not isinstance(engine, EngineOptions):
         raise ArgumentError(f"engine={engine!r}: must be None or EngineOptions(...)")
-    backend = registry.choose(backend_name)
+    choice = registry.pick(backend_name, options)
+    registry.check_split(choice.backend, options)
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
+        options = replace(options, progress=report, engine=engine)
+        if isinstance(choice.backend, EngineBackend):
+            registry.check_precision(choice.backend, options)
+            place = find(source, revision, cache_dir, report, weights=choice.backend.reads_weights(options))
+            return _with_engine(place, choice.backend, options, choice.reason)
+        if source is None:
+            raise ArgumentError(
+                f"source=None: backend {choice.backend.name!r} loads a checkpoint: give a directory or a hub id"
+            )
         checkpoint = _open(source, revision, cache_dir, report, stack)
-        options = _settle_precision(checkpoint, backend, options)
+        options = _settle_precision(checkpoint, choice.backend, options)
         tokenizer = _tokenizer(checkpoint.directory)
         # before the weights, so that a mistake in a small file shows at once
         defaults = checkpoint_defaults(checkpoint.generation_config)
         ends = frozenset(file_end_ids(checkpoint.generation_config) + checkpoint.config.eos_token_ids)
-        options = replace(options, progress=report)
-        runner = backend.open(_prepared(checkpoint, backend, options, tokenizer), options)
+        prepared = _prepared(checkpoint, choice.backend, options, tokenizer)
+        runner = choice.backend.open(prepared, options)
         return Loaded(
             engine=LocalEngine(
                 runner,
@@ -81,11 +90,30 @@ def load(
             ),
             tokenizer=tokenizer,
             config=checkpoint.config,
-            info=_info(checkpoint.info, source, runner.info),
+            info=_info(checkpoint.info, _name(source), runner.info, choice.reason),
             defaults=defaults,
             end_ids=ends.union(tokenizer.eos_ids if tokenizer else ()),
             directory=checkpoint.directory,
         )
+
+
+def _with_engine(place: Place, backend: EngineBackend, options: LoadOptions, reason: str) -> Loaded:
+    """The parts of a model whose backend works on whole requests."""
+    tokenizer, config = _tokenizer(place.directory), place.config
+    known = config is not None  # else defaults are the engine's own
+    defaults = checkpoint_defaults(place.generation_config) if known else SamplingParams()
+    ends = set(file_end_ids(place.generation_config)) | set(config.eos_token_ids if config else ())
+    engine = backend.open_engine(place.directory, config, options)
+    name = place.info.name or str(engine.info.details.get("model", backend.name))
+    return Loaded(
+        engine=engine,
+        tokenizer=tokenizer,
+        config=config,
+        info=_info(place.info, name, engine.info, reason),
+        defaults=defaults,
+        end_ids=frozenset(ends.union(tokenizer.eos_ids if tokenizer else ())),
+        directory=place.directory,
+    )
 
 
 def _prepared(
@@ -126,8 +154,6 @@ def check_options(options: LoadOptions) -> None:
     parts = options.tensor_parallel
     if parts != "auto" and (not isinstance(parts, int) or parts < 1):
         raise ArgumentError(f"tensor_parallel={parts!r}: must be a whole number of at least 1 or 'auto'")
-    if parts not in (1, "auto"):
-        raise UnsupportedError(f"tensor_parallel={parts!r}: no installed backend splits a model; use 1")
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -152,12 +178,7 @@ def _open(
         checkpoint = open_checkpoint(resolve(source, revision=revision, cache_dir=cache_dir, progress=report))
         stack.callback(checkpoint.close)
         return checkpoint
-    if not all(hasattr(source, name) for name in ("config", "info", "tensor")):
-        raise ArgumentError(
-            f"source={source!r}: must be a path, a hub id, or a checkpoint from ernie_accel.testing"
-        )
-    if revision is not None or cache_dir is not None:
-        raise ArgumentError("revision and cache_dir belong to hub ids; this checkpoint is in memory")
+    check_in_memory(source, revision, cache_dir)
     return source
 
 
@@ -169,16 +190,21 @@ def _tokenizer(directory: Path | None) -> Tokenizer | None:
     return load_tokenizer(directory)
 
 
-def _info(info: ModelInfo, source: Source, runner: RunnerInfo) -> ModelInfo:
+def _name(source: Source) -> str | None:
+    """The hub id that was given, None if it was something else."""
     from ernie_accel.hub import local_path
 
-    recipe = runner.details.get("recipe")
-    name = source if isinstance(source, str) and not local_path(source).exists() else info.name
+    return source if isinstance(source, str) and not local_path(source).exists() else None
+
+
+def _info(info: ModelInfo, name: str | None, engine: EngineInfo, reason: str) -> ModelInfo:
+    recipe = engine.details.get("recipe")
     return replace(
         info,
-        name=name,
-        backend=runner.backend,
-        precision=runner.precision,
-        kv_precision=runner.kv_precision,
+        name=name or info.name,
+        backend=engine.backend,
+        backend_reason=reason,
+        precision=engine.precision,
+        kv_precision=engine.kv_precision,
         recipe=None if recipe is None else str(recipe),
     )

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from ernie_accel.asking import Asking
 from ernie_accel.backends.base import LoadOptions
 from ernie_accel.closing import Closing
 from ernie_accel.display import count, html_table
-from ernie_accel.engine.defaults import settle
 from ernie_accel.engine.line import Line
-from ernie_accel.engine.metrics import Metrics
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.profiling import Profiling
-from ernie_accel.engine.request import Handle, Request, check_ids, check_priority, deadline_of
-from ernie_accel.engine.structured import Compiler, Constraint
-from ernie_accel.errors import ArgumentError, ClosedError, TokenizerError
+from ernie_accel.engine.request import Handle, Request, Turn
+from ernie_accel.errors import ClosedError, UnsupportedError
 from ernie_accel.generation import Generation, Ids, Prompts, TextOrIds, is_one
 from ernie_accel.loading import Loaded, Source, load
-from ernie_accel.types import ModelInfo, Precision, Progress, Reply, SamplingParams, Score
+from ernie_accel.metrics import Metrics
+from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams, Score
 
 if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
@@ -47,15 +45,13 @@ class Model(Generation, Closing):
         self._loaded = loaded
         self._engine = loaded.engine
         self._line = Line(loaded.engine)
-        self._compiler = (
-            None if loaded.tokenizer is None else Compiler(loaded.tokenizer, loaded.config.vocab_size)
-        )
+        self._asking = Asking(loaded)
         self._closed = False
 
     @classmethod
     def load(
         cls,
-        source: Source,
+        source: Source | None = None,
         *,
         backend: str = "auto",
         precision: Precision | Literal["auto"] = "auto",
@@ -76,8 +72,10 @@ class Model(Generation, Closing):
 
         Args:
             source: A directory, a hub id such as ``"baidu/ERNIE-4.5-0.3B-PT"``, or a checkpoint from
-                ``ernie_accel.testing``.
-            backend: A name from ``ernie_accel.backends()``; ``"auto"`` takes the fastest that can run here.
+                ``ernie_accel.testing``. None only where a server has the model (``FastDeployOptions(endpoint=...)``);
+                prompts are then text.
+            backend: A name from ``ernie_accel.backends()``; ``"auto"``: the one to which ``backend_options`` belong,
+                else the fastest for ``device`` that can run here. ``info.backend_reason`` says which and why.
             precision: Of the weights; ``"auto"`` is int8 on ``native``, fp32 on ``reference``.
             kv_precision: Of the KV cache; ``"auto"`` is the precision of the weights, int8 with int4.
             device: None leaves the choice to the backend.
@@ -132,7 +130,15 @@ class Model(Generation, Closing):
 
     @property
     def config(self) -> ModelConfig:
-        """The checkpoint's configuration; attributes are the keys of config.json."""
+        """The checkpoint's configuration; attributes are the keys of config.json.
+
+        Raises:
+            UnsupportedError: A server has the checkpoint, and no directory of it was given.
+        """
+        if self._loaded.config is None:
+            raise UnsupportedError(
+                "the configuration is where the server is; give the checkpoint's directory as source to have it here"
+            )
         return self._loaded.config
 
     @property
@@ -147,10 +153,11 @@ class Model(Generation, Closing):
         are included.
 
         Raises:
+            UnsupportedError: The backend gives no logits; names those that do.
             ArgumentError, ContextLengthError, CapacityError, ClosedError: As in ``generate``.
         """
-        self._check_open()
-        return self._engine.logits(check_ids(token_ids, self.config.vocab_size))
+        self._need("logits")
+        return self._engine.logits(self._asking.checked(token_ids))
 
     @overload
     def score(self, text_or_ids: TextOrIds) -> Score: ...
@@ -165,15 +172,16 @@ class Model(Generation, Closing):
         no log-probability.
 
         Raises:
+            UnsupportedError: The backend does not score texts; names those that do.
             TokenizerError: It is text and the checkpoint has no tokenizer.
             ArgumentError, ContextLengthError, CapacityError, ClosedError: As in ``generate``.
         """
-        self._check_open()
+        self._need("score")
         if is_one(text_or_ids, "text_or_ids"):
-            return self._engine.score([self._begun_ids(text_or_ids, "text_or_ids")])[0]
+            return self._engine.score([self._asking.begun_ids(text_or_ids, "text_or_ids")])[0]
         given: list[TextOrIds] = list(text_or_ids)
         return self._engine.score(
-            [self._begun_ids(text, f"text_or_ids[{index}]") for index, text in enumerate(given)]
+            [self._asking.begun_ids(text, f"text_or_ids[{index}]") for index, text in enumerate(given)]
         )
 
     def embed(self, texts: TextOrIds | Prompts) -> npt.NDArray[np.float32]:
@@ -187,10 +195,10 @@ class Model(Generation, Closing):
             TokenizerError: It is text and the checkpoint has no tokenizer.
             ArgumentError, ContextLengthError, CapacityError, ClosedError: As in ``generate``.
         """
-        self._check_open()
+        self._need("hidden")
         given: list[TextOrIds] = [texts] if is_one(texts, "texts") else list(texts)
         return self._engine.embed(
-            [self._begun_ids(text, f"texts[{index}]") for index, text in enumerate(given)]
+            [self._asking.begun_ids(text, f"texts[{index}]") for index, text in enumerate(given)]
         )
 
     def conversation(
@@ -238,9 +246,9 @@ class Model(Generation, Closing):
 
         return Speaker(
             model=self,
-            tokenizer=self._need_tokenizer(what),
+            tokenizer=self._asking.need_tokenizer(what),
             max_context=self.max_context,
-            vocab_size=self.config.vocab_size,
+            vocab_size=self._asking.vocab_size,
             architecture=self.info.architecture,
         )
 
@@ -301,16 +309,13 @@ class Model(Generation, Closing):
 
     def _encode_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> list[int]:
+    ) -> list[int] | Turn:
         self._check_open()
-        return self._need_tokenizer("chat").encode_chat(messages, tools=tools)
-
-    def _parse_reply(self, ids: Sequence[int], text: str) -> Reply:
-        return self._need_tokenizer("chat").reply_of(ids, text)
+        return self._asking.turn(messages, tools)
 
     def _requests(
         self,
-        prompts: Sequence[TextOrIds],
+        prompts: Sequence[TextOrIds | Turn],
         params: SamplingParams,
         timeout: float | None,
         priority: int,
@@ -318,34 +323,10 @@ class Model(Generation, Closing):
         turn: bool = False,
     ) -> list[Request]:
         self._check_open()
-        self._check_params(params)
-        check_priority(priority)
-        arrival, deadline = time.perf_counter(), deadline_of(timeout)
-        ends = frozenset(() if params.ignore_eos else self._loaded.end_ids) | frozenset(params.stop_token_ids)
-        requests = [
-            Request(
-                token_ids=self._ids(prompt, "prompt" if len(prompts) == 1 else f"prompt[{index}]"),
-                params=settle(params, self._loaded.defaults),
-                stop_ids=ends,
-                arrival=arrival,
-                priority=priority,
-                deadline=deadline,
-                constraint=self._constraint(params, ends, turn),
-                parse=self._parse_reply if turn else None,
-            )
-            for index, prompt in enumerate(prompts)
-        ]
+        requests = self._asking.requests(prompts, params, timeout, priority, turn=turn)
         for request in requests:
             self._engine.check(request.token_ids)
         return requests
-
-    def _constraint(self, params: SamplingParams, ends: frozenset[int], turn: bool) -> Constraint | None:
-        structure = params.structure
-        if not structure:
-            return None
-        tokenizer = self._need_tokenizer("an output with a structure")
-        assert self._compiler is not None, "there is one where there is a tokenizer"
-        return self._compiler.constraint(structure, ends, in_thought=turn and tokenizer.opens_thought)
 
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         return self._engine.submit_all(requests, block=block)
@@ -353,45 +334,16 @@ class Model(Generation, Closing):
     async def _astart(self, request: Request) -> Handle:
         return await self._line.submit(request)
 
-    def _ids(self, prompt: TextOrIds, where: str) -> tuple[int, ...]:
-        ids: Ids = (
-            self._need_tokenizer("generate(text)").encode(prompt) if isinstance(prompt, str) else prompt
-        )
-        return self._checked(ids, where)
-
-    def _begun_ids(self, text: TextOrIds, where: str) -> tuple[int, ...]:
-        """Return ids as they are, those of a text after the begin token."""
-        if isinstance(text, str):
-            tokenizer = self._need_tokenizer("a text instead of ids")
-            text = tokenizer.encode(text, add_bos=tokenizer.bos_id is not None)
-        return self._checked(text, where)
-
-    def _checked(self, ids: Ids, where: str) -> tuple[int, ...]:
-        try:
-            return check_ids(ids, self.config.vocab_size)
-        except ArgumentError as error:
-            raise ArgumentError(f"{where}: {error}") from None
-
-    def _check_params(self, params: SamplingParams) -> None:
-        if params.stop:
-            self._need_tokenizer("stop=...")
-        vocab_size = self.config.vocab_size
-        for token_id in params.stop_token_ids:
-            if token_id >= vocab_size:
-                raise ArgumentError(
-                    f"stop_token_ids: {token_id} is no token; ids go from 0 to {vocab_size - 1}"
-                )
-        if params.logprobs > vocab_size:
-            raise ArgumentError(f"logprobs={params.logprobs}: the vocabulary has {vocab_size} ids")
-
-    def _need_tokenizer(self, what: str) -> Tokenizer:
-        if self.tokenizer is None:
-            place = self._loaded.directory or "a checkpoint in memory"
-            raise TokenizerError(
-                f"{what} needs a tokenizer, and there is neither tokenizer.model nor tokenizer.json in {place}; "
-                "put one there, or give token ids"
-            )
-        return self.tokenizer
+    def _need(self, capability: str) -> None:
+        """Raise what the engine raises where it lacks one, before texts are made ids."""
+        self._check_open()
+        if capability not in self._engine.capabilities:
+            refuse: Mapping[str, Callable[[Sequence[Any]], object]] = {
+                "logits": self._engine.logits,
+                "score": self._engine.score,
+                "hidden": self._engine.embed,
+            }
+            refuse[capability]([])
 
     def _check_open(self) -> None:
         if self._closed:

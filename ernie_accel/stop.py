@@ -38,15 +38,16 @@ class TextTail:
 
     def push(self, token_id: int) -> str:
         """Take the next token and return the text that is certain now."""
-        return self._release(self._decoder.push(token_id)) if self._decoder else ""
+        return self.feed(self._decoder.push(token_id)) if self._decoder else ""
 
     def flush(self) -> str:
         """Return what was held back, at the end of the generation."""
-        certain = self._release(self._decoder.flush()) if self._decoder else ""
+        certain = self.feed(self._decoder.flush()) if self._decoder else ""
         rest, self._held = self._held, ""
         return certain + rest
 
-    def _release(self, piece: str) -> str:
+    def feed(self, piece: str) -> str:
+        """Take the next piece of text, from whoever made it, and return what is certain now."""
         if self.stopped:
             return ""
         text = self._held + piece

@@ -197,7 +197,8 @@ class ModelInfo:
     Attributes:
         name: Directory name, hub id, or name of the synthetic shape.
         architecture: ``"ernie4_5"`` or ``"ernie4_5_moe"``.
-        layout: ``"pt"``, ``"paddle"``, ``"packed"`` (by ``ernie_accel.quantize``) or ``"synthetic"``.
+        layout: ``"pt"``, ``"paddle"``, ``"packed"`` (by ``ernie_accel.quantize``), ``"synthetic"``; ``"unknown"``
+            where the backend alone sees the weights.
         parameters: Number of parameters by class (``embedding``, ``attention``, ``ffn``, ``experts``,
             ``shared_experts``, ``router``, ``norm``, ``head``), set-aside tensors left out.
         bytes: Bytes on disk by the same classes.
@@ -207,6 +208,7 @@ class ModelInfo:
             head, vision).
         files: Weight files, by name.
         backend, precision, kv_precision, recipe: How it was loaded; None before. A packed one has precision and recipe.
+        backend_reason: Why that backend, one sentence.
     """
 
     name: str
@@ -222,6 +224,7 @@ class ModelInfo:
     precision: str | None = None
     kv_precision: str | None = None
     recipe: str | None = None
+    backend_reason: str | None = None
 
     @property
     def total_parameters(self) -> int:
@@ -241,7 +244,7 @@ class ModelInfo:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return name and value of everything that is known, as a table shows it."""
-        loaded = ("backend", "precision", "kv_precision", "recipe")
+        loaded = ("backend", "backend_reason", "precision", "kv_precision", "recipe")
         rows = [
             ("name", self.name),
             ("architecture", self.architecture),
@@ -263,5 +266,7 @@ class ModelInfo:
 
 
 def _by_class(numbers: Mapping[str, int], write: Callable[[int], str]) -> str:
+    if not numbers:
+        return ""
     parts = ", ".join(f"{name} {write(number)}" for name, number in numbers.items())
     return f"{write(sum(numbers.values()))} ({parts})"

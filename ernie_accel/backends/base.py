@@ -283,7 +283,11 @@ class Parks(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """What an entry point in the group ``ernie_accel.backends`` names: a class that is called without arguments."""
+    """What an entry point in the group ``ernie_accel.backends`` names: a class that is called without arguments.
+
+    It may have two attributes besides: ``options_type``, the class of its ``backend_options``, which then choose it
+    under ``backend="auto"``; and ``splits``, true if it takes ``tensor_parallel`` above 1.
+    """
 
     name: str
     precisions: tuple[str, ...]

@@ -162,6 +162,7 @@ class MockBackend:
 
     name = "mock"
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16", "fp8", "int8", "int4")
+    options_type = MockOptions
 
     def available(self) -> Availability:
         """Always."""

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import difflib
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
-from ernie_accel.backends.base import Backend, LoadOptions
+from ernie_accel.backends.base import AnswersForOptions, Availability, Backend, LoadOptions
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.errors import ArgumentError, BackendUnavailableError, UnsupportedError
 
@@ -25,19 +25,22 @@ __all__ = [
     "GROUP",
     "BackendStatus",
     "BackendTable",
+    "Choice",
     "available",
     "check_precision",
+    "check_split",
     "choose",
     "get",
     "names",
+    "pick",
     "settle_precision",
 ]
 
 GROUP = "ernie_accel.backends"
 
-AUTO = ("native",)
-"""What ``backend="auto"`` stands for, in order. ``reference`` is no part of it: it is thousands of times slower, and
-nothing may step down to it in silence."""
+AUTO: Mapping[str, tuple[str, ...]] = {"cpu": ("native",), "gpu": ("fastdeploy",)}
+"""What ``backend="auto"`` stands for by the kind of device, in order. ``reference`` is no part of it: it is thousands
+of times slower, and nothing may step down to it in silence."""
 
 _RESERVED = {"gpu": "the name is reserved and nothing provides it yet"}
 
@@ -117,29 +120,92 @@ def available() -> BackendTable:
     return BackendTable(tuple(_status(name) for name in names()))
 
 
-def choose(name: str = "auto") -> Backend:
-    """Return the backend of that name; ``"auto"`` takes the first of ``AUTO`` that can run here.
+@dataclass(frozen=True)
+class Choice:
+    """A backend and the sentence that says why this one."""
+
+    backend: Backend
+    reason: str
+
+
+def choose(name: str = "auto", options: LoadOptions | None = None) -> Backend:
+    """Return the backend of that name; ``"auto"`` takes one by the rule of ``pick``.
 
     Raises:
         ArgumentError: No backend has that name.
-        BackendUnavailableError: It cannot run here; for ``"auto"``: none of ``AUTO`` can.
+        BackendUnavailableError: It cannot run here; for ``"auto"``: none can that the rule names.
     """
-    statuses = [_status(candidate) for candidate in AUTO] if name == "auto" else []
-    for status in statuses:
+    return pick(name, options).backend
+
+
+def pick(name: str = "auto", options: LoadOptions | None = None) -> Choice:
+    """Return the backend of that name, or what ``"auto"`` means for these options, with the reason.
+
+    The rule for ``"auto"``: the backend to which ``backend_options`` belong; without them, by ``device``: on the CPU
+    (None or ``"cpu"``) ``native``, on a GPU (``"gpu"``, ``"gpu:0"``, ``"cuda"``) the first of ``AUTO["gpu"]`` that can
+    run here.
+
+    Raises:
+        As ``choose``.
+    """
+    options = options or LoadOptions()
+    if name != "auto":
+        return Choice(_usable(get(name), options), f"backend={name!r} was asked for.")
+    owner = _owner(options.backend_options)
+    if owner is not None:
+        kind = type(options.backend_options).__name__
+        return Choice(_usable(owner, options), f"auto: {kind} belong to {owner.name!r}.")
+    return _first(options)
+
+
+def _owner(backend_options: object | None) -> Backend | None:
+    """Return the backend whose options these are."""
+    if backend_options is None:
+        return None
+    for name in names():
+        try:
+            backend = get(name)
+        except BackendUnavailableError:
+            continue
+        kind = getattr(backend, "options_type", None)
+        if kind is not None and isinstance(backend_options, kind):
+            return backend
+    return None
+
+
+def _first(options: LoadOptions) -> Choice:
+    device = (options.device or "cpu").partition(":")[0].replace("cuda", "gpu")
+    refused: list[str] = []
+    for name in AUTO.get(device, AUTO["cpu"]):
+        status = _status(name, options)
         if status.ok:
-            return get(status.name)
-    if statuses:
-        reasons = " ".join(f"{status.name}: {_sentence(status)}" for status in statuses)
-        raise BackendUnavailableError(
-            f'backend="auto" found none. {reasons} The slow backend="reference" runs anywhere.'
-        )
-    backend = get(name)
-    answer = backend.available()
+            passed = f" ({' '.join(refused)})" if refused else ""
+            return Choice(get(name), f"auto: {_WHY.get(device, _WHY['cpu'])}{passed}")
+        refused.append(f"{name}: {_sentence(status)}")
+    raise BackendUnavailableError(
+        f'backend="auto" found none. {" ".join(refused)} The slow backend="reference" runs anywhere.'
+    )
+
+
+_WHY = {
+    "cpu": "it is the fastest on a CPU.",
+    "gpu": "it is the first that can run here of those for a GPU.",
+}
+
+
+def _usable(backend: Backend, options: LoadOptions) -> Backend:
+    answer = _answer(backend, options)
     if not answer.ok:
         raise BackendUnavailableError(
-            f"backend={name!r} cannot run here: {answer.reason} {answer.next_step}".rstrip()
+            f"backend={backend.name!r} cannot run here: {answer.reason} {answer.next_step}".rstrip()
         )
     return backend
+
+
+def _answer(backend: Backend, options: LoadOptions | None) -> Availability:
+    if options is not None and isinstance(backend, AnswersForOptions):
+        return backend.available_for(options)
+    return backend.available()
 
 
 def check_precision(backend: Backend, options: LoadOptions) -> None:
@@ -151,6 +217,17 @@ def check_precision(backend: Backend, options: LoadOptions) -> None:
     advice = f"; it is offered by {', '.join(able)}" if able else "; no installed backend offers it"
     raise UnsupportedError(
         f"precision={wanted!r}: backend {backend.name!r} has {', '.join(backend.precisions)}{advice}"
+    )
+
+
+def check_split(backend: Backend, options: LoadOptions) -> None:
+    """Raise UnsupportedError, naming the backends that can, unless the backend splits a model as asked for."""
+    if options.tensor_parallel in (1, "auto") or getattr(backend, "splits", False):
+        return
+    able = [name for name in names() if _splits(name)]
+    advice = f"; {', '.join(able)} can" if able else "; no installed backend can"
+    raise UnsupportedError(
+        f"tensor_parallel={options.tensor_parallel!r}: backend {backend.name!r} splits no model{advice}; use 1"
     )
 
 
@@ -193,9 +270,9 @@ def _load(entry: EntryPoint) -> Backend:
     return backend
 
 
-def _status(name: str) -> BackendStatus:
+def _status(name: str, options: LoadOptions | None = None) -> BackendStatus:
     try:
-        answer = get(name).available()
+        answer = _answer(get(name), options)
     except Exception as error:  # as in _load
         return BackendStatus(name, False, f"{error}.", "Repair or uninstall the package that provides it.")
     return BackendStatus(name, answer.ok, answer.reason, answer.next_step)
@@ -207,6 +284,13 @@ def _precisions(name: str) -> tuple[str, ...]:
         return () if name == "mock" else get(name).precisions
     except BackendUnavailableError:
         return ()
+
+
+def _splits(name: str) -> bool:
+    try:
+        return bool(getattr(get(name), "splits", False))
+    except BackendUnavailableError:
+        return False
 
 
 def _hint(name: str, known: dict[str, EntryPoint]) -> str:

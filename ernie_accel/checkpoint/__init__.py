@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ernie_accel.checkpoint.reader import inspect, open_checkpoint
+from ernie_accel.checkpoint.reader import inspect, open_checkpoint, read_settings
 from ernie_accel.checkpoint.save import save_checkpoint
 
-__all__ = ["inspect", "open_checkpoint", "save_checkpoint"]
+__all__ = ["inspect", "open_checkpoint", "read_settings", "save_checkpoint"]

@@ -30,7 +30,7 @@ from ernie_accel.closing import Closing
 from ernie_accel.errors import ArgumentError, CheckpointError, ClosedError
 from ernie_accel.types import ModelInfo
 
-__all__ = ["DirectoryCheckpoint", "inspect", "open_checkpoint"]
+__all__ = ["DirectoryCheckpoint", "inspect", "open_checkpoint", "read_settings"]
 
 GENERATION_NAME = "generation_config.json"
 
@@ -60,7 +60,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> DirectoryCheckpoint | Packe
         UnsupportedCheckpointError: It is of a kind that this version does not run (quantized by other programs, vision,
             a pickle).
     """
-    directory, config, generation = _read_settings(path)
+    directory, config, generation = read_settings(path)
     if not (directory / WEIGHTS_NAME).exists():
         return DirectoryCheckpoint(_read_headers(directory, config, generation))
     _refuse_second_weights(directory)
@@ -77,7 +77,13 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         return checkpoint.info
 
 
-def _read_settings(source: str | os.PathLike[str]) -> tuple[Path, ModelConfig, Mapping[str, Any]]:
+def read_settings(source: str | os.PathLike[str]) -> tuple[Path, ModelConfig, Mapping[str, Any]]:
+    """Return directory, configuration and generation_config.json ({} where there is none); looks at no weights.
+
+    Raises:
+        CheckpointError: There is no such directory, or one of the two files is missing or damaged.
+        UnsupportedCheckpointError: It is no ERNIE 4.5 text model.
+    """
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentError(f"path={source!r}: must be the path of a checkpoint directory")
     path = Path(source)

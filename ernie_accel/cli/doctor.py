@@ -20,5 +20,5 @@ def run(args: argparse.Namespace) -> int:
 
     report = doctor()
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if args.json else report)
-    usable = any(row.ok for row in report.backends if row.name in AUTO)
+    usable = any(row.ok for row in report.backends if row.name in AUTO["cpu"] + AUTO["gpu"])
     return 0 if usable else 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ernie_accel.backends.engine import LARGEST_SEED
 from ernie_accel.errors import ArgumentError, CheckpointError
 from ernie_accel.types import SamplingParams
 
@@ -64,8 +65,15 @@ def checkpoint_defaults(generation_config: Mapping[str, Any]) -> SamplingParams:
         raise CheckpointError(f"generation_config.json: {error}; correct the file") from error
 
 
-def settle(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
-    """Return ``params`` with every None replaced, a seed drawn where none is given."""
+def settle(
+    params: SamplingParams, defaults: SamplingParams, largest_seed: int = LARGEST_SEED
+) -> SamplingParams:
+    """Return ``params`` with every None replaced, a seed drawn where none is given.
+
+    Where ``defaults`` has None too, an engine with a checkpoint of its own decides.
+    """
     missing = {name: getattr(defaults, name) for name in NEUTRAL if getattr(params, name) is None}
-    seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
+    seed = params.seed
+    if seed is None:
+        seed = int.from_bytes(os.urandom(8), "little") % (largest_seed + 1)
     return replace(params, seed=seed, **missing)

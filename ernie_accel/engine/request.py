@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.backends.engine import Engine, Handle, Request, alternative_seed, late
+from ernie_accel.backends.engine import Engine, Handle, Request, Turn, alternative_seed, late
 from ernie_accel.errors import ArgumentError
 
 __all__ = [
     "Engine",
     "Handle",
     "Request",
+    "Turn",
     "alternative_seed",
     "check_ids",
     "check_priority",

@@ -72,6 +72,7 @@ class NativeBackend:
 
     name = "native"
     precisions: tuple[str, ...] = ("int8", "int4", "bf16", "fp32")
+    options_type = NativeOptions
 
     def available(self) -> Availability:
         """Say whether the extension module loads here."""
