@@ -27,7 +27,7 @@ class Weight:
 
     Attributes:
         name: Unique within the graph; the same name means the same tensor, which is written once.
-        shape: Matrices are [out, in], stacks of experts [experts, out, in].
+        shape: Matrices are [out, in].
         load: Makes the values, float32 of that shape, C-contiguous.
         keep: Whether the values stay float32 whatever the precision: norms and routers.
     """
@@ -39,7 +39,14 @@ class Weight:
 
 
 class Builder(Protocol[V]):
-    """Writes one graph, operation by operation. Where the comment gives a formula, that is the whole meaning."""
+    """Writes one graph, operation by operation. Where the comment gives a formula, that is the whole meaning.
+
+    Attributes:
+        groups_rows: Whether the target takes parts of an axis whose length only the data says, 0 among them: the
+            operations under "Grouping". Then an expert computes the rows that chose it, otherwise every row.
+    """
+
+    groups_rows: bool
 
     def input(self, name: str, dtype: str, shape: Sequence[Axis]) -> V:
         """An input of the graph; ``dtype`` is a NumPy name."""
@@ -69,10 +76,6 @@ class Builder(Protocol[V]):
 
     def rms_norm(self, x: V, weight: Weight, eps: float) -> V:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-        ...
-
-    def experts(self, x: V, matrices: Weight) -> V:
-        """x [1 or experts, n, in] times the transpose of each of [experts, out, in]: float32 [experts, n, out]."""
         ...
 
     # Shapes.
@@ -187,4 +190,18 @@ class Builder(Protocol[V]):
 
     def scatter(self, like: V, places: V, values: V) -> V:
         """Zeros [n, m] of the shape of ``like`` with values [n, k] at places [n, k]."""
+        ...
+
+    # Grouping; called only where ``groups_rows``.
+
+    def order(self, keys: V) -> V:
+        """Places that sort int64 [n] in ascending order, equal ones as they stood: int64 [n]."""
+        ...
+
+    def below(self, keys: V, limits: int) -> list[V]:
+        """How many of int64 [n] lie below 0, 1, ... up to and without ``limits``: int64 [1] each."""
+        ...
+
+    def rows_between(self, x: V, start: V, end: V) -> V:
+        """Rows of x [n, m] from ``start`` up to and without ``end``, both int64 [1]."""
         ...

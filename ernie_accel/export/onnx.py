@@ -46,8 +46,8 @@ class OnnxBuilder:
             to a runtime in memory.
     """
 
-    def __init__(self, precision: str = "fp32") -> None:
-        self.precision = precision
+    def __init__(self, *, groups_rows: bool = True) -> None:
+        self.groups_rows = groups_rows
         self.stored: dict[str, Stored] = {}
         self._helper = import_onnx().helper
         self._nodes: list[onnx.NodeProto] = []
@@ -108,17 +108,6 @@ class OnnxBuilder:
         mean = self._node("ReduceMean", [square], axes=[-1], keepdims=1)
         root = self._node("Sqrt", [self.add(mean, self.constant(np.float32(eps)))])
         return self.multiply(self.divide(x, root), self.parameter(weight))
-
-    def experts(self, x: str, matrices: Weight) -> str:
-        """See ``Builder``. Stored as [experts, in, out]: ``MatMul`` has no transposed form."""
-        experts, rows, columns = matrices.shape
-        stored = Stored(
-            matrices.name,
-            "float32",
-            (experts, columns, rows),
-            lambda: np.ascontiguousarray(matrices.load().transpose(0, 2, 1)),
-        )
-        return self._node("MatMul", [x, self._store(stored)])
 
     # Shapes.
 
@@ -246,6 +235,25 @@ class OnnxBuilder:
         """See ``Builder``."""
         zeros = self.multiply(like, self.constant(np.float32(0)))
         return self._node("ScatterElements", [zeros, places, values], axis=1)
+
+    # Grouping.
+
+    def order(self, keys: str) -> str:
+        """See ``Builder``. ``TopK`` of the negated keys: of equals it takes the lower place first."""
+        outputs = [self._name("TopK"), self._name("TopK")]
+        inputs = [self._node("Neg", [keys]), self.length(keys, 0)]
+        self._nodes.append(self._helper.make_node("TopK", inputs, outputs, axis=0))
+        return outputs[1]
+
+    def below(self, keys: str, limits: int) -> list[str]:
+        """See ``Builder``."""
+        columns = self.constant(np.arange(limits, dtype=np.int64).reshape(1, -1))
+        less = self._node("Less", [self.reshape(keys, [-1, 1]), columns])
+        return self.split(self.sum(self.cast(less, "int64"), 0, keep=False), [1] * limits, 0)
+
+    def rows_between(self, x: str, start: str, end: str) -> str:
+        """See ``Builder``."""
+        return self._node("Slice", [x, start, end, self._ints([0])])
 
     # What these have in common.
 

@@ -8,6 +8,7 @@ The past is read where it lies and never joined with the new keys and values: th
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -52,7 +53,7 @@ class Fusions:
         """How many operations of the graph are fused, by name."""
         layers = config.num_hidden_layers
         moe = sum(config.is_moe_layer(i) for i in range(layers))
-        blocks = layers + moe * bool(config.moe_num_shared_experts)
+        blocks = layers - moe + moe * (config.moe_num_experts + bool(config.moe_num_shared_experts))
         full = {"qkv": layers, "gate_up": blocks, "rotary": layers, "norm": 2 * layers + 2}
         return {name: number if getattr(self, name) else 0 for name, number in full.items()}
 
@@ -208,19 +209,48 @@ class _Step(Generic[V]):
         return b.linear(b.multiply(b.silu(gate), up), self.w.down(prefix))
 
     def _experts(self, layer: int, x: V) -> V:
-        """Every expert computes every row; those that a row did not choose have weight 0."""
+        """Weighted sum of the chosen experts, [N, H]."""
         b, c = self.b, self.c
         shares = b.softmax(b.linear(x, self.w.router(layer)))  # [N, experts]
         chosen = b.top_k(b.add(shares, b.constant(self.w.router_bias(layer))), c.moe_k)
         weights = b.take(shares, chosen)
         total = b.maximum(b.sum(weights, 1, keep=True), b.constant(_number(c.moe_norm_min)))
-        weights = b.scatter(shares, chosen, b.divide(weights, total))
-        weights = b.reshape(b.transpose(weights, [1, 0]), [c.moe_num_experts, -1, 1])
-        rows = b.reshape(x, [1, -1, c.hidden_size])
-        width = c.moe_intermediate_size
-        gate, up = b.split(b.experts(rows, self.w.experts_gate_up(layer)), [width, width], 2)
-        inner = b.multiply(b.multiply(b.silu(gate), up), weights)
-        return b.sum(b.experts(inner, self.w.experts_down(layer)), 0, keep=False)
+        weights = b.divide(weights, total)
+        if b.groups_rows:
+            return self._grouped_experts(layer, x, chosen, weights)
+        return self._masked_experts(layer, x, b.scatter(shares, chosen, weights))
+
+    def _grouped_experts(self, layer: int, x: V, chosen: V, weights: V) -> V:
+        """Sort the N * k pairs of row and expert by expert; each expert computes its own, which may be none."""
+        b, c = self.b, self.c
+        flat = b.reshape(chosen, [-1])
+        order = b.order(flat)
+        ones = b.constant(np.ones((1, c.moe_k), np.int64))
+        rows = b.reshape(b.multiply(b.reshape(b.count(b.length(x, 0)), [-1, 1]), ones), [-1])
+        sorted_x = b.gather_rows(x, b.gather_rows(rows, order))  # [N * k, H]
+        bounds = b.below(flat, c.moe_num_experts + 1)
+        parts = [
+            self._expert(layer, index, b.rows_between(sorted_x, start, end))
+            for index, (start, end) in enumerate(pairwise(bounds))
+        ]
+        mixed = b.gather_rows(b.concat(parts, 0), b.order(order))  # back to the order of ``flat``
+        mixed = b.multiply(
+            b.reshape(mixed, [-1, c.moe_k, c.hidden_size]), b.reshape(weights, [0, c.moe_k, 1])
+        )
+        return b.sum(mixed, 1, keep=False)
+
+    def _masked_experts(self, layer: int, x: V, weights: V) -> V:
+        """Every expert computes every row; ``weights`` [N, experts] are 0 where a row did not choose it."""
+        b, experts = self.b, self.c.moe_num_experts
+        total: V | None = None
+        for index, weight in enumerate(b.split(weights, [1] * experts, 1)):
+            part = b.multiply(self._expert(layer, index, x), weight)
+            total = part if total is None else b.add(total, part)
+        assert total is not None
+        return total
+
+    def _expert(self, layer: int, index: int, x: V) -> V:
+        return self._swiglu(x, f"model.layers.{layer}.mlp.experts.{index}", self.c.moe_intermediate_size)
 
 
 def _number(value: float) -> npt.NDArray[np.float32]:

@@ -102,19 +102,6 @@ class StepWeights:
         """[1, experts]."""
         return to_float32(self.checkpoint.tensor(f"model.layers.{layer}{BIAS_SUFFIX}"))
 
-    def experts_gate_up(self, layer: int) -> Weight:
-        """[experts, 2 * width, H]."""
-        return _stacked(
-            f"layers.{layer}.experts.gate_up", [self.gate_up(name) for name in self._experts(layer)]
-        )
-
-    def experts_down(self, layer: int) -> Weight:
-        """[experts, H, width]."""
-        return _stacked(f"layers.{layer}.experts.down", [self.down(name) for name in self._experts(layer)])
-
-    def _experts(self, layer: int) -> list[str]:
-        return [f"model.layers.{layer}.mlp.experts.{i}" for i in range(self.config.moe_num_experts)]
-
     def _plain(self, name: str, keep: bool = False) -> Weight:
         return Weight(name, self._specs[name].shape, lambda: to_float32(self.checkpoint.tensor(name)), keep)
 
@@ -136,7 +123,3 @@ def _changed(name: str, source: Weight, change: Callable[[Array], Array]) -> Wei
 def _joined(name: str, parts: list[Weight]) -> Weight:
     rows = sum(part.shape[0] for part in parts)
     return Weight(name, (rows, *parts[0].shape[1:]), lambda: np.concatenate([p.load() for p in parts]))
-
-
-def _stacked(name: str, parts: list[Weight]) -> Weight:
-    return Weight(name, (len(parts), *parts[0].shape), lambda: np.stack([p.load() for p in parts]))

@@ -131,7 +131,7 @@ def _session_from_weights(
     from ernie_accel.export.weights import StepWeights
 
     runtime = _import_onnxruntime()
-    builder = OnnxBuilder(signature.precision)
+    builder = OnnxBuilder()
     write_step(builder, StepWeights(checkpoint, checkpoint.config), signature)
     values = []
     done, total = 0, sum(stored.nbytes for stored in builder.stored.values())
