@@ -57,10 +57,14 @@ if TYPE_CHECKING:
     from ernie_accel.engine.stream import AsyncTokenStream, TokenStream
     from ernie_accel.metrics import Metrics
     from ernie_accel.model import Model
+    from ernie_accel.planner.advice import Advice, advise
+    from ernie_accel.planner.plan import MemoryPlan
+    from ernie_accel.planner.planning import plan
     from ernie_accel.quant.directory import quantize
     from ernie_accel.quant.report import QuantizationReport
 
 __all__ = [
+    "Advice",
     "ArgumentError",
     "AsyncTokenStream",
     "BackendError",
@@ -79,6 +83,7 @@ __all__ = [
     "FinishReason",
     "Handle",
     "HubError",
+    "MemoryPlan",
     "Message",
     "Metrics",
     "MissingExtraError",
@@ -101,9 +106,11 @@ __all__ = [
     "UnsupportedCheckpointError",
     "UnsupportedError",
     "Usage",
+    "advise",
     "backends",
     "doctor",
     "inspect",
+    "plan",
     "quantize",
     "testing",
 ]
@@ -113,18 +120,22 @@ __version__ = "0.1.0.dev0"
 
 # Imported when they are first asked for: all at once would triple the time of ``import ernie_accel``.
 _LATER = {
+    "Advice": "ernie_accel.planner.advice",
     "AsyncTokenStream": "ernie_accel.engine.stream",
     "Conversation": "ernie_accel.conversation",
     "EngineOptions": "ernie_accel.engine.options",
     "Handle": "ernie_accel.backends.engine",
+    "MemoryPlan": "ernie_accel.planner.plan",
     "Metrics": "ernie_accel.metrics",
     "Model": "ernie_accel.model",
     "NativeOptions": "ernie_accel.backends.native.backend",
     "QuantizationReport": "ernie_accel.quant.report",
     "Report": "ernie_accel.diagnosis",
     "TokenStream": "ernie_accel.engine.stream",
+    "advise": "ernie_accel.planner.advice",
     "doctor": "ernie_accel.diagnosis",
     "inspect": "ernie_accel.checkpoint",
+    "plan": "ernie_accel.planner.planning",
     "quantize": "ernie_accel.quant.directory",
     "testing": "ernie_accel",
 }

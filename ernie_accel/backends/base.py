@@ -6,7 +6,7 @@ these protocols and name themselves in the entry-point group ``ernie_accel.backe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -66,17 +66,30 @@ class Availability:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes that a backend needs beside the weights.
+    """Bytes that a model takes in a backend; with ``LoadOptions.tensor_parallel`` those of one rank.
+
+    The planner asks for this and knows no backend. What a backend does not say is estimated.
 
     Attributes:
         kv_per_token: KV cache for one token of one sequence.
         scratch: Working memory of the largest step.
-        runtime: Code, threads, tables.
+        runtime: Code, threads, tables, and what the process of a device takes before a model is there.
+        page_tokens: Tokens of one page of KV cache, which is taken whole.
+        weights: Weights by class of parameter (``ernie_accel.architecture.counts.CLASSES``); None where the backend
+            takes the bytes that the names of precisions say.
+        communication: Buffers of exchanges between ranks.
+        step_tokens: Tokens of the largest step, which ``scratch`` is for; None where the backend does not say.
+        kv_precision: What ``"auto"`` stands for; None where the backend does not say.
     """
 
     kv_per_token: int
     scratch: int
     runtime: int
+    page_tokens: int = 1
+    weights: Mapping[str, int] | None = None
+    communication: int = 0
+    step_tokens: int | None = None
+    kv_precision: str | None = None
 
 
 class EngineSettings(Protocol):
@@ -112,8 +125,9 @@ class EngineSettings(Protocol):
 class LoadOptions:
     """What ``Model.load`` asks of a backend; ``None`` and ``"auto"`` leave the choice to it.
 
-    ``memory_limit`` is bytes for the KV cache, whose pages are taken on demand. ``engine`` is what ``Model.load`` was
-    given under that name, for backends that open an Engine of their own.
+    ``memory_limit`` is bytes for the KV cache, whose pages are taken on demand; ``step_tokens`` the most tokens of one
+    step, all sequences together. ``engine`` is what ``Model.load`` was given under that name, for backends that open
+    an Engine of their own.
     """
 
     precision: Precision | Literal["auto"] = "auto"
@@ -124,6 +138,7 @@ class LoadOptions:
     memory_limit: int | None = None
     threads: int | None = None
     tensor_parallel: int | Literal["auto"] = 1
+    step_tokens: int | None = None
     backend_options: object | None = None
     progress: Progress | None = None
     engine: EngineSettings | None = None
@@ -297,7 +312,7 @@ class Backend(Protocol):
         ...
 
     def estimate(self, config: Any, options: LoadOptions) -> Footprint:
-        """Bytes that a model of this configuration needs beside its weights."""
+        """Bytes that a model of this configuration needs, by what they are for."""
         ...
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> Runner:

@@ -170,7 +170,9 @@ class MockBackend:
 
     def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
         """A few bytes for each token."""
-        return Footprint(kv_per_token=KV_BYTES_PER_TOKEN, scratch=4 * config.vocab_size, runtime=0)
+        return Footprint(
+            kv_per_token=KV_BYTES_PER_TOKEN, scratch=4 * config.vocab_size, runtime=0, weights={}
+        )
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> MockRunner:
         """Read the configuration only."""

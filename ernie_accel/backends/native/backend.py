@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ernie_accel import env, system
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions, RunnerInfo
 from ernie_accel.backends.checks import check_context
+from ernie_accel.backends.native.footprint import weight_bytes
 from ernie_accel.backends.native.isa import choose_isa
 from ernie_accel.backends.native.translate import translate
 from ernie_accel.backends.registry import check_precision, settle_precision
@@ -29,9 +30,6 @@ PAGE_TOKENS = 16
 DEFAULT_SEQUENCES = 32
 KV_SHARE = 0.8
 """Of the memory that the machine and the cgroup leave, how much the KV cache may take when no limit is given."""
-
-WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.07, "int4": 0.56}
-"""Bytes a packed weight takes, scales included."""
 
 KV_PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -90,12 +88,16 @@ class NativeBackend:
         return Availability(True, f"Runs with {choice.isa} instructions.")
 
     def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
-        """Bytes beside the weights: KV cache of one token, working memory of the largest step, code and threads."""
+        """Packed weights, KV cache of one token, working memory of the largest step, code and threads."""
         sizes = _sizes(config, options, _native_options(options))
         return Footprint(
             kv_per_token=sizes.page_bytes // PAGE_TOKENS,
             scratch=translate(lambda: sizes.scratch_bytes(_threads(options))),
             runtime=16 << 20,
+            page_tokens=PAGE_TOKENS,
+            weights=weight_bytes(config, _precision(options), sizes),
+            step_tokens=sizes.max_step_tokens,
+            kv_precision=_kv_precision(options),
         )
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> NativeRunner:
@@ -208,7 +210,7 @@ def _sizes(config: ModelConfig, options: LoadOptions, native_options: NativeOpti
         sizes.shared_experts, sizes.norm_min = config.moe_num_shared_experts, config.moe_norm_min
     sizes.set_precision(_precision(options), _kv_precision(options))
     sizes.max_context = check_context(options, config.max_position_embeddings)
-    sizes.max_step_tokens = native_options.max_step_tokens
+    sizes.max_step_tokens = options.step_tokens or native_options.max_step_tokens
     sizes.whole_head = native_options.whole_head
     sizes.max_sequences = _max_sequences(options)
     return sizes
@@ -224,7 +226,7 @@ def _max_sequences(options: LoadOptions) -> int:
 
 def _pages(config: ModelConfig, options: LoadOptions, sizes: _native.Config, threads: int) -> int:
     """Pages of KV cache that may be taken: what the memory allows, and never more than all sequences can fill."""
-    weights = int(_parameters(config) * WEIGHT_BYTES[_precision(options)])
+    weights = sum(weight_bytes(config, _precision(options), sizes).values())
     scratch = translate(lambda: sizes.scratch_bytes(threads))
     free = system.available_memory() - weights - scratch
     budget = int(free * KV_SHARE) if options.memory_limit is None else options.memory_limit
@@ -237,19 +239,6 @@ def _pages(config: ModelConfig, options: LoadOptions, sizes: _native.Config, thr
         )
     full = sizes.max_sequences * (-(-sizes.max_context // PAGE_TOKENS) + 1)
     return int(min(budget // sizes.page_bytes, full, (1 << 31) - 1))
-
-
-def _parameters(config: ModelConfig) -> int:
-    """Number of weights in matrices; norms are too few to count."""
-    c = config
-    attention = 2 * c.hidden_size * c.head_dim * (c.num_attention_heads + c.num_key_value_heads)
-    total = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
-    for layer in range(c.num_hidden_layers):
-        width = c.intermediate_size
-        if c.is_moe_layer(layer):
-            width = c.moe_intermediate_size * (c.moe_num_experts + c.moe_num_shared_experts)
-        total += attention + 3 * c.hidden_size * width
-    return total
 
 
 def _recipe(precision: str, sizes: _native.Config) -> str:

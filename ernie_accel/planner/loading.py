@@ -1,0 +1,55 @@
+"""What loading takes while it goes on, which may be more than what the model takes afterwards."""
+
+from __future__ import annotations
+
+from ernie_accel.architecture import tensor_specs
+from ernie_accel.architecture.counts import parameter_counts
+from ernie_accel.backends import registry
+from ernie_accel.backends.base import PackingBackend
+from ernie_accel.planner.memory import DeviceMemory
+from ernie_accel.planner.setting import Setting
+from ernie_accel.quant.memory import calibration_bytes
+from ernie_accel.quant.prepare import CALIBRATED
+from ernie_accel.quant.recipe import Recipe
+
+__all__ = ["loading_bytes", "mapped_bytes"]
+
+_VIRTUAL_ITEM = 2
+"""Bytes of a value of a virtual checkpoint, which makes a tensor when it is asked for."""
+
+
+def mapped_bytes(setting: Setting, memory: tuple[DeviceMemory, ...]) -> int:
+    """Return the weights that are read where the file is mapped: of a packed directory, unless it is copied."""
+    resident = getattr(setting.options.backend_options, "resident", False)
+    mapped = setting.on_cpu and setting.subject.packed is not None and not resident
+    return memory[0].weight_bytes if mapped else 0
+
+
+def loading_bytes(setting: Setting, memory: tuple[DeviceMemory, ...]) -> int | None:
+    """Return the peak of anonymous memory while the first load goes on; None where other processes load.
+
+    Tensors of a directory are mapped, so they do not count. Calibration comes before the weights are packed, and what
+    it took is free again by then.
+    """
+    if not setting.on_cpu:
+        return None
+    stage = memory[0]
+    weights = stage.weight_bytes - mapped_bytes(setting, memory)
+    making = _calibration(setting)
+    if setting.subject.virtual:
+        specs = tensor_specs(setting.subject.config).values()
+        weights += _VIRTUAL_ITEM * max(spec.size for spec in specs)
+    return max(weights, making) + stage.runtime
+
+
+def _calibration(setting: Setting) -> int:
+    """Bytes that choosing the codes takes, by the same rule that ``Model.load`` decides by."""
+    config, precision = setting.subject.config, setting.precision
+    parameters = sum(parameter_counts(config).values())
+    quantised = setting.subject.stored is not None or setting.subject.packed is not None
+    if precision not in ("int8", "int4") or quantised or parameters > CALIBRATED or config.head_dim % 16:
+        return 0
+    if not isinstance(registry.get(setting.backend), PackingBackend):
+        return 0
+    recipe = Recipe.for_precision("int8" if precision == "int8" else "int4").short(parameters)
+    return calibration_bytes(config, recipe, recipe.tokens)
