@@ -306,10 +306,18 @@ class ReferenceBackend:
 
     def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
         """Bytes beside the weights: the cache (which may hold twice what is used) and the widest step."""
+        check_precision(self, options)
+        check_plain_cpu(self.name, options)
         context = check_context(options, config.max_position_embeddings)
         widest = max(config.vocab_size, 3 * config.intermediate_size, 3 * context)
         token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        return Footprint(kv_per_token=2 * token, scratch=4 * MAX_STEP_TOKENS * widest, runtime=0)
+        return Footprint(
+            kv_per_token=2 * token,
+            scratch=4 * MAX_STEP_TOKENS * widest,
+            runtime=0,
+            step_tokens=MAX_STEP_TOKENS,
+            kv_precision="fp32",
+        )
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> ReferenceRunner:
         """Read all weights as float32."""

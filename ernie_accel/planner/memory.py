@@ -153,7 +153,7 @@ def _weights(setting: Setting, need: Footprint, part: Part) -> dict[str, int]:
     given = need.weights
     weights = {}
     for name, count in held.items():
-        if given is None or (name not in given and given):
+        if given is None:
             weights[name] = int(count * weight_bits(subject.config, setting.precision, name) / 8)
         elif whole[name] and given.get(name):
             weights[name] = given[name] * count // whole[name]

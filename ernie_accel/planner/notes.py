@@ -14,8 +14,8 @@ from ernie_accel.planner.speed import Speed, efficiency_of, speed_of
 
 __all__ = ["assumptions_of", "warnings_of"]
 
-_LARGE = 40_000_000_000
-"""Bytes of weights from which on one would expect the formats that exist for the largest model alone."""
+_WORTH = 0.25
+"""Gain below which twice the devices are worth a warning."""
 
 
 def warnings_of(setting: Setting, speed: Speed) -> tuple[str, ...]:
@@ -34,10 +34,11 @@ def _splitting(setting: Setting, speed: Speed) -> Iterator[str]:
         other = replace(setting, degrees=replace(setting.degrees, tensor=smaller))
         memory = device_memory(other)
         there = speed_of(other, memory)
-        if speed.per_sequence >= 1.1 * there.per_sequence:
-            return
-        verdict = "is slower than" if speed.per_sequence < there.per_sequence else "is hardly faster than"
+        gain = speed.per_sequence / there.per_sequence - 1
         fits = all(stage.fits for stage in memory)
+        if gain >= _WORTH or (gain >= 0 and not fits):
+            return
+        verdict = "is slower than" if gain < 0 else f"is only {gain:.0%} faster than"
         why = (
             ""
             if fits

@@ -162,7 +162,7 @@ class _Request:
             self._check(stored)
             return (stored,)
         device = self.devices.device
-        if device.kind == "cpu":
+        if self.backend != FASTDEPLOY:
             return (registry.get(self.backend).precisions[0],)
         return ("bf16" if device.bf16 else "fp16", "fp8" if device.fp8 else "int8", "int4")
 

@@ -3,8 +3,8 @@
 A step reads every weight that its tokens need and the KV cache of its sequences, and multiplies: the slower of the two
 is its time (Williams et al. 2009). Dividing a matrix over devices divides both, and adds two all-reduces a layer
 (Shoeybi et al. 2019), each a fixed time and a time for its bytes. The ceiling takes bandwidth and arithmetic as
-published and nothing else; what to expect takes the shares of them that engines reach, and the time that is lost between
-kernels.
+published and nothing else; what to expect takes the shares of them that engines reach, and the time that is lost
+between kernels.
 """
 
 from __future__ import annotations

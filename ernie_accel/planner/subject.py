@@ -84,6 +84,8 @@ def _named(
 ) -> Subject:
     from ernie_accel.hub import is_hub_id, local_path, resolve
 
+    if not os.fspath(model):
+        raise ArgumentError(f"model='': must be a path, a hub id or one of {', '.join(_SHAPES)}")
     path = local_path(model)
     known = isinstance(model, str) and not path.exists() and _published(model)
     if known:

@@ -88,7 +88,11 @@ class NativeBackend:
         return Availability(True, f"Runs with {choice.isa} instructions.")
 
     def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
-        """Packed weights, KV cache of one token, working memory of the largest step, code and threads."""
+        """Packed weights, KV cache of one token, working memory of the largest step, code and threads.
+
+        Raises UnsupportedError for what ``open`` would refuse.
+        """
+        self._check(options)
         sizes = _sizes(config, options, _native_options(options))
         return Footprint(
             kv_per_token=sizes.page_bytes // PAGE_TOKENS,
