@@ -73,12 +73,12 @@ class OnnxBuilder:
 
     def output(self, name: str, value: str, dtype: str, shape: Sequence[Axis]) -> None:
         """See ``Builder``."""
-        self._nodes.append(self._helper.make_node("Identity", [value], [name]))
+        self._rename(value, name)
         self._outputs.append(self._helper.make_tensor_value_info(name, _onnx_type(dtype), list(shape)))
 
     def constant(self, values: Array) -> str:
         """See ``Builder``."""
-        values = np.ascontiguousarray(values)
+        values = np.asarray(values, order="C")
         key = (str(values.dtype), values.shape, values.tobytes())
         if key not in self._constants:
             self._constants[key] = name = f"constant_{len(self._constants)}"
@@ -261,6 +261,14 @@ class OnnxBuilder:
         output = self._name(kind)
         self._nodes.append(self._helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
+
+    def _rename(self, value: str, name: str) -> None:
+        """Name an edge. An ``Identity`` would not do: OpenVINO removes it, and its output then has two names."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for i, found in enumerate(names):
+                    if found == value:
+                        names[i] = name
 
     def _name(self, kind: str) -> str:
         self._count += 1
