@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
+from ernie_accel.engine.structured.strings import Texts
 from ernie_accel.errors import MissingExtraError
 from ernie_accel.system import available_threads
 
@@ -58,40 +61,67 @@ class Vocabulary:
         except ImportError:
             raise MissingExtraError.of("structured", "json_schema, regex, grammar or choices") from None
         self.end = size
+        known = range(min(size, pieces.vocab_size))
+        self._tokens = [b"" if i in pieces.special_ids else pieces.token_bytes(i) for i in known]
+        self._tokens += [b""] * (size - len(self._tokens))
         self.executor: Any = llguidance.LLExecutor(max(1, min(available_threads(), MOST_THREADS)))
-        self.tokenizer: Any = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Source(pieces, size)), slices=list(_SLICES)
-        )
+        self.tokenizer = _tokenizer(self._tokens, _Cutter(pieces, self._tokens), _SLICES)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Its tokens that are plain text within JSON strings, apart from the rest."""
+        return Texts(self._tokens)
+
+    @cached_property
+    def rest_tokenizer(self) -> Any:
+        """llguidance's table of ``texts.rest`` under the same ids; it cuts no text."""
+        return _tokenizer(self.texts.rest, lambda text: [], ())
+
+
+def _tokenizer(tokens: list[bytes], cut: Callable[[str], list[int]], slices: tuple[str, ...]) -> Any:
+    import llguidance
+
+    return llguidance.LLTokenizer(
+        llguidance.TokenizerWrapper(_Source([*tokens, b"<end>"], cut)), slices=list(slices)
+    )
 
 
 class _Source:
-    """Names are those that llguidance asks for."""
+    """Names are those that llguidance asks for; the last token is the end."""
 
     bos_token_id = None
 
-    def __init__(self, pieces: Pieces, size: int) -> None:
-        self._pieces = pieces
-        known = range(min(size, pieces.vocab_size))
-        self.tokens = [b"" if i in pieces.special_ids else pieces.token_bytes(i) for i in known]
-        self.tokens += [b""] * (size - len(self.tokens)) + [b"<end>"]
-        self.eos_token_id = size
-        self.special_token_ids = [size]
-        self._limit = size
-        self._by_bytes: dict[bytes, int] = {}
+    def __init__(self, tokens: list[bytes], cut: Callable[[str], list[int]]) -> None:
+        self.tokens = tokens
+        self.eos_token_id = len(tokens) - 1
+        self.special_token_ids = [self.eos_token_id]
+        self._cut = cut
 
     def __call__(self, text: object) -> list[int]:
-        """Cut a text into tokens whose bytes are the text's, as the tokenizer does wherever it changes nothing."""
         if not isinstance(text, str):
             raise TypeError("text is a string here")
+        return self._cut(text)
+
+
+class _Cutter:
+    """Cuts a text into tokens whose bytes are the text's, as the tokenizer does wherever it changes nothing."""
+
+    def __init__(self, pieces: Pieces, tokens: list[bytes]) -> None:
+        self._pieces = pieces
+        self._tokens = tokens
+        self._by_bytes: dict[bytes, int] = {}
+
+    def __call__(self, text: str) -> list[int]:
         data = text.encode()
         ids = self._pieces.encode(text)
-        same = all(i < self._limit for i in ids) and b"".join(self.tokens[i] for i in ids) == data
+        limit = len(self._tokens)
+        same = all(i < limit for i in ids) and b"".join(self._tokens[i] for i in ids) == data
         return ids if same else self._longest(data)
 
     def _longest(self, data: bytes) -> list[int]:
         """The longest token first; stops where the vocabulary has none."""
         if not self._by_bytes:
-            self._by_bytes = {token: i for i, token in reversed(list(enumerate(self.tokens[:-1]))) if token}
+            self._by_bytes = {token: i for i, token in reversed(list(enumerate(self._tokens))) if token}
             self._most = max(map(len, self._by_bytes), default=0)
         ids: list[int] = []
         while data:
