@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ernie_accel.architecture import ROLES, ModelConfig
 from ernie_accel.checkpoint.base import Tensor
+from ernie_accel.checkpoint.exported import EXPORT_NAME, ExportedCheckpoint
 from ernie_accel.checkpoint.files import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -49,9 +50,11 @@ class _Headers(NamedTuple):
     info: ModelInfo
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> DirectoryCheckpoint | PackedCheckpoint:
-    """Open a directory with an ERNIE 4.5 text checkpoint: ``-PT`` or ``-Paddle``, in one file or in shards, or packed
-    by ``ernie_accel.quantize``.
+def open_checkpoint(
+    path: str | os.PathLike[str],
+) -> DirectoryCheckpoint | PackedCheckpoint | ExportedCheckpoint:
+    """Open a directory with an ERNIE 4.5 text checkpoint: ``-PT`` or ``-Paddle``, in one file or in shards, packed by
+    ``ernie_accel.quantize``, or a graph by ``ernie-accel export``.
 
     Every name, shape, dtype and offset is checked here; the bytes of tensors are touched when they are used.
 
@@ -61,6 +64,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> DirectoryCheckpoint | Packe
             a pickle).
     """
     directory, config, generation = read_settings(path)
+    if (directory / EXPORT_NAME).exists():
+        return ExportedCheckpoint(directory, config, generation)
     if not (directory / WEIGHTS_NAME).exists():
         return DirectoryCheckpoint(_read_headers(directory, config, generation))
     _refuse_second_weights(directory)

@@ -15,7 +15,16 @@ from ernie_accel.export.builder import Axis, Weight
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IR_VERSION", "OPSET", "OnnxBuilder", "Stored"]
+__all__ = [
+    "IR_VERSION",
+    "OPSET",
+    "OnnxBuilder",
+    "Stored",
+    "import_onnx",
+    "in_memory_model",
+    "make_model",
+    "onnx_type",
+]
 
 IR_VERSION, OPSET = 8, 15
 MASKED = np.float32(-1e30)
@@ -46,6 +55,9 @@ class OnnxBuilder:
             to a runtime in memory.
     """
 
+    domains: tuple[str, ...] = ("",)
+    """Sets of operations that the graph uses; "" is the standard's."""
+
     def __init__(self, *, groups_rows: bool = True) -> None:
         self.groups_rows = groups_rows
         self.stored: dict[str, Stored] = {}
@@ -68,13 +80,13 @@ class OnnxBuilder:
 
     def input(self, name: str, dtype: str, shape: Sequence[Axis]) -> str:
         """See ``Builder``."""
-        self._inputs.append(self._helper.make_tensor_value_info(name, _onnx_type(dtype), list(shape)))
+        self._inputs.append(self._helper.make_tensor_value_info(name, onnx_type(dtype), list(shape)))
         return name
 
     def output(self, name: str, value: str, dtype: str, shape: Sequence[Axis]) -> None:
         """See ``Builder``."""
         self._rename(value, name)
-        self._outputs.append(self._helper.make_tensor_value_info(name, _onnx_type(dtype), list(shape)))
+        self._outputs.append(self._helper.make_tensor_value_info(name, onnx_type(dtype), list(shape)))
 
     def constant(self, values: Array) -> str:
         """See ``Builder``."""
@@ -83,7 +95,7 @@ class OnnxBuilder:
         if key not in self._constants:
             self._constants[key] = name = f"constant_{len(self._constants)}"
             tensor = self._helper.make_tensor(
-                name, _onnx_type(str(values.dtype)), values.shape, values.tobytes(), raw=True
+                name, onnx_type(str(values.dtype)), values.shape, values.tobytes(), raw=True
             )
             self._small.append(tensor)
         return self._constants[key]
@@ -204,7 +216,7 @@ class OnnxBuilder:
 
     def cast(self, x: str, dtype: str) -> str:
         """See ``Builder``."""
-        return self._node("Cast", [x], to=_onnx_type(dtype))
+        return self._node("Cast", [x], to=onnx_type(dtype))
 
     def bias_where(self, allowed_low: str, allowed_high: str, strict: bool) -> str:
         """See ``Builder``."""
@@ -291,7 +303,8 @@ def import_onnx() -> Any:
     return onnx
 
 
-def _onnx_type(dtype: str) -> int:
+def onnx_type(dtype: str) -> int:
+    """ONNX's number of the NumPy dtype of that name."""
     onnx = import_onnx()
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
@@ -303,20 +316,23 @@ def in_memory_model(builder: OnnxBuilder) -> bytes:
     for stored in builder.stored.values():
         tensor = onnx.TensorProto(
             name=stored.name,
-            data_type=_onnx_type(stored.dtype),
+            data_type=onnx_type(stored.dtype),
             dims=stored.shape,
             data_location=onnx.TensorProto.EXTERNAL,
         )
         tensor.external_data.add(key="location", value="memory")
         graph.initializer.append(tensor)
-    return bytes(_model(graph).SerializeToString())
+    return bytes(make_model(builder, graph).SerializeToString())
 
 
-def _model(graph: Any) -> Any:
+def make_model(builder: OnnxBuilder, graph: Any) -> Any:
+    """The ModelProto around a graph of the builder."""
     helper = import_onnx().helper
     return helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[
+            helper.make_opsetid(domain, OPSET if domain == "" else 1) for domain in builder.domains
+        ],
         ir_version=IR_VERSION,
         producer_name="ernie_accel",
     )

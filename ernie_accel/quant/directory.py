@@ -15,12 +15,13 @@ from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import WEIGHTS_NAME, PackedCheckpoint
 from ernie_accel.checkpoint.packed.writer import PackedWriter, check_target
+from ernie_accel.checkpoint.small_files import small_files
 from ernie_accel.engine.local import LocalEngine
 from ernie_accel.errors import ArgumentError, CapacityError, MissingExtraError, UnsupportedCheckpointError
 from ernie_accel.hub import resolve
 from ernie_accel.progress import reporting
 from ernie_accel.quant.evaluate import Comparison, compare
-from ernie_accel.quant.packing import PackingJob, small_files
+from ernie_accel.quant.packing import PackingJob
 from ernie_accel.quant.prepare import CALIBRATED
 from ernie_accel.quant.recipe import QuantPrecision, Recipe
 from ernie_accel.quant.report import REPORT_NAME, QuantizationReport

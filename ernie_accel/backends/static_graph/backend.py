@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions, RunnerInfo
 from ernie_accel.backends.checks import check_context
@@ -12,11 +12,13 @@ from ernie_accel.backends.registry import check_precision
 from ernie_accel.backends.static_graph.executor import Executor
 from ernie_accel.backends.static_graph.runner import StaticGraphRunner
 from ernie_accel.checkpoint.base import Checkpoint
-from ernie_accel.errors import ArgumentError, CapacityError, UnsupportedError
+from ernie_accel.checkpoint.exported import EXPORT_NAME, ExportedCheckpoint
+from ernie_accel.errors import ArgumentError, CapacityError, CheckpointError, UnsupportedError
 from ernie_accel.export.signature import Signature
 
 if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
+    from ernie_accel.types import Precision
 
 __all__ = ["DEFAULT_STEP_TOKENS", "StaticGraphBackend", "check_step_tokens"]
 
@@ -71,9 +73,13 @@ class StaticGraphBackend(ABC, Generic[Options]):
             BackendError: The engine refuses the graph.
         """
         own = self._own(options)
-        self._check(options)
         config = checkpoint.config
+        if isinstance(checkpoint, ExportedCheckpoint):
+            options = _settle_precision(checkpoint, options)
+        self._check(options)
         signature = self._signature(config, options)
+        if isinstance(checkpoint, ExportedCheckpoint):
+            _check_signature(checkpoint, signature)
         info = self._info(config, signature, options, own.max_step_tokens)
         tokens = self._kv_tokens(config, options, info)
         executor = self._executor(checkpoint, signature, options, own)
@@ -137,6 +143,24 @@ class StaticGraphBackend(ABC, Generic[Options]):
                 f"memory_limit={options.memory_limit}: one token of KV cache takes {each} bytes; raise the limit"
             )
         return min(most, options.memory_limit // each)
+
+
+def _settle_precision(checkpoint: ExportedCheckpoint, options: LoadOptions) -> LoadOptions:
+    """A graph has one precision."""
+    if options.precision not in ("auto", checkpoint.precision):
+        raise UnsupportedError(
+            f"precision={options.precision!r}: {checkpoint.directory} holds a graph in {checkpoint.precision}; leave "
+            "precision='auto', or export the checkpoint again"
+        )
+    return replace(options, precision=cast("Precision", checkpoint.precision))
+
+
+def _check_signature(checkpoint: ExportedCheckpoint, signature: Signature) -> None:
+    """A graph that was made for another configuration, or by another release, would compute nonsense."""
+    source = f"{checkpoint.directory}/{EXPORT_NAME}"
+    found = Signature.from_dict(checkpoint.signature, source)
+    if found != signature:
+        raise CheckpointError(f"{source}: {found} does not fit config.json and this backend: {signature}")
 
 
 def check_step_tokens(tokens: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata, util
 from typing import Any
 
@@ -18,12 +18,16 @@ from ernie_accel.backends.static_graph.backend import (
 )
 from ernie_accel.backends.static_graph.executor import Array, ExecutorInfo
 from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.exported import ExportedCheckpoint
 from ernie_accel.errors import ArgumentError, BackendError, MissingExtraError, UnsupportedError
 from ernie_accel.export.signature import Signature
+from ernie_accel.export.step import Fusions, write_step
+from ernie_accel.types import Progress
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 
-OLDEST = (1, 17)
+OLDEST, OLDEST_INT8 = (1, 17), (1, 22)
+INT8_BLOCKS = (32, 64, 128)
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
@@ -39,16 +43,22 @@ class OnnxRuntimeOptions:
 
     Attributes:
         max_step_tokens: Largest number of tokens of one step.
+        int8_block: Columns that share a scale with ``precision="int8"``: 32, 64 or 128. More are faster and less exact.
+        fusions: What the graph joins; less is slower and good for measuring only.
         memory_arena: Keep working memory between steps: faster, and as much as the largest step took stays taken.
         spin: Threads wait for each other by spinning: faster, and they use processor time between steps.
     """
 
     max_step_tokens: int = DEFAULT_STEP_TOKENS
+    int8_block: int = 32
+    fusions: Fusions = field(default_factory=Fusions)
     memory_arena: bool = True
     spin: bool = True
 
     def __post_init__(self) -> None:
         check_step_tokens(self.max_step_tokens)
+        if self.int8_block not in INT8_BLOCKS:
+            raise ArgumentError(f"int8_block={self.int8_block!r}: must be 32, 64 or 128")
         for name in ("memory_arena", "spin"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name}={getattr(self, name)!r}: must be True or False")
@@ -58,8 +68,11 @@ class OnnxRuntimeBackend(StaticGraphBackend[OnnxRuntimeOptions]):
     """fp32 on any CPU that ONNX Runtime runs on."""
 
     name = "onnxruntime"
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] = ("fp32", "int8", "fp16")
     options_type = OnnxRuntimeOptions
+
+    def _cache_dtype(self, precision: str) -> str:
+        return "float16" if precision == "fp16" else "float32"
 
     def available(self) -> Availability:
         """Say whether ONNX Runtime and onnx are installed; imports neither."""
@@ -80,11 +93,13 @@ class OnnxRuntimeBackend(StaticGraphBackend[OnnxRuntimeOptions]):
     def _executor(
         self, checkpoint: Checkpoint, signature: Signature, options: LoadOptions, own: OnnxRuntimeOptions
     ) -> OnnxRuntimeExecutor:
-        providers = _providers(options.device)
+        _check_precision(signature.precision, options.device, isinstance(checkpoint, ExportedCheckpoint))
         threads = _threads(options.threads)
-        session = _session_from_weights(
-            checkpoint, signature, _session_options(own, threads), providers, options
-        )
+        opener = _Opener(_session_options(own, threads), _providers(options.device))
+        if isinstance(checkpoint, ExportedCheckpoint):
+            session = opener.from_file(checkpoint)
+        else:
+            session = opener.from_weights(checkpoint, signature, own, options.progress)
         return OnnxRuntimeExecutor(session, {"threads": threads, "device": options.device or "cpu"})
 
 
@@ -118,33 +133,46 @@ class OnnxRuntimeExecutor:
         self._session = None
 
 
-def _session_from_weights(
-    checkpoint: Checkpoint,
-    signature: Signature,
-    session_options: Any,
-    providers: list[str],
-    options: LoadOptions,
-) -> Any:
-    """Make the graph and hand the weights over in memory: no file is written, and no weight is held twice."""
-    from ernie_accel.export.onnx import OnnxBuilder, in_memory_model
-    from ernie_accel.export.step import write_step
-    from ernie_accel.export.weights import StepWeights
+@dataclass(frozen=True)
+class _Opener:
+    """Makes sessions."""
 
-    runtime = _import_onnxruntime()
-    builder = OnnxBuilder()
-    write_step(builder, StepWeights(checkpoint, checkpoint.config), signature)
-    values = []
-    done, total = 0, sum(stored.nbytes for stored in builder.stored.values())
-    for stored in builder.stored.values():
-        values.append(runtime.OrtValue.ortvalue_from_numpy(stored.load()))
-        done += stored.nbytes
-        if options.progress is not None:
-            options.progress("load", done, total)
-    try:
-        session_options.add_external_initializers(list(builder.stored), values)
-        return runtime.InferenceSession(in_memory_model(builder), session_options, providers=providers)
-    except Exception as error:  # its exceptions have no common base
-        raise BackendError(f"onnxruntime {runtime.__version__} refuses the graph: {error}") from error
+    settings: Any
+    providers: list[Any]
+
+    def from_file(self, checkpoint: ExportedCheckpoint) -> Any:
+        """Open what ``ernie-accel export`` wrote."""
+        return self._open(str(checkpoint.graph_path("onnx")))
+
+    def from_weights(
+        self, checkpoint: Checkpoint, signature: Signature, own: OnnxRuntimeOptions, progress: Progress | None
+    ) -> Any:
+        """Make the graph and hand the weights over in memory, so that nothing is written to disk.
+
+        ONNX Runtime drops each matrix that it has packed its own way; a tied table is also looked up in, and stays.
+        """
+        from ernie_accel.export.onnx import in_memory_model
+        from ernie_accel.export.onnx_precisions import make_builder
+        from ernie_accel.export.weights import StepWeights
+
+        builder = make_builder(signature.precision, block=own.int8_block)
+        write_step(builder, StepWeights(checkpoint, checkpoint.config), signature, fusions=own.fusions)
+        done, total = 0, sum(stored.nbytes for stored in builder.stored.values())
+        values = []
+        for stored in builder.stored.values():
+            values.append(_import_onnxruntime().OrtValue.ortvalue_from_numpy(stored.load()))
+            done += stored.nbytes
+            if progress is not None:
+                progress("load", done, total)
+        self.settings.add_external_initializers(list(builder.stored), values)
+        return self._open(in_memory_model(builder))
+
+    def _open(self, model: str | bytes) -> Any:
+        runtime = _import_onnxruntime()
+        try:
+            return runtime.InferenceSession(model, self.settings, providers=self.providers)
+        except Exception as error:  # its exceptions have no common base
+            raise BackendError(f"onnxruntime {runtime.__version__} refuses the graph: {error}") from error
 
 
 def _session_options(own: OnnxRuntimeOptions, threads: int) -> Any:
@@ -157,17 +185,34 @@ def _session_options(own: OnnxRuntimeOptions, threads: int) -> Any:
     return settings
 
 
-def _providers(device: str | None) -> list[str]:
-    kind = (device or "cpu").split(":")[0]
-    if kind not in PROVIDERS:
-        raise UnsupportedError(f"device={device!r}: backend 'onnxruntime' has {', '.join(PROVIDERS)}")
+def _providers(device: str | None) -> list[Any]:
+    kind, _, number = (device or "cpu").partition(":")
+    if kind not in PROVIDERS or not (number.isdigit() or not number):
+        raise UnsupportedError(
+            f"device={device!r}: backend 'onnxruntime' has {', '.join(PROVIDERS)}, and cuda:1 for the second of several"
+        )
     here = _import_onnxruntime().get_available_providers()
     if PROVIDERS[kind][0] not in here:
         raise UnsupportedError(
             f"device={device!r}: this build of onnxruntime has {', '.join(here)}; install onnxruntime-gpu instead of "
             "onnxruntime, or use device='cpu'"
         )
-    return list(PROVIDERS[kind])
+    settings = {"device_id": number} if number and kind != "cpu" else {}
+    return [(name, {} if name.startswith("CPU") else settings) for name in PROVIDERS[kind]]
+
+
+def _check_precision(precision: str, device: str | None, exported: bool) -> None:
+    on_cpu = (device or "cpu").startswith("cpu")
+    if precision == "fp16" and on_cpu and not exported:
+        raise UnsupportedError(
+            "precision='fp16': ONNX Runtime has no fp16 products for this device and would convert to fp32; use fp32"
+        )
+    version = _import_onnxruntime().__version__
+    if precision == "int8" and _numbers(version) < OLDEST_INT8:
+        raise UnsupportedError(
+            f"precision='int8': onnxruntime {version} has no fast int8 products, {'.'.join(map(str, OLDEST_INT8))} "
+            "has: pip install --upgrade onnxruntime"
+        )
 
 
 def _threads(threads: int | None) -> int:
