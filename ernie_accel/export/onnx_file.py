@@ -12,11 +12,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.errors import CheckpointError
 from ernie_accel.export.onnx import OnnxBuilder, Stored, import_onnx, make_model, onnx_type
+from ernie_accel.export.onnx_precisions import make_builder
+from ernie_accel.export.signature import Signature
+from ernie_accel.export.step import write_step
+from ernie_accel.export.weights import StepWeights
 from ernie_accel.types import Progress
 
-__all__ = ["DATA_NAME", "MODEL_NAME", "write_onnx"]
+__all__ = ["DATA_NAME", "MODEL_NAME", "write_graph", "write_onnx"]
 
 MODEL_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
 ONE_FILE = (2 << 30) - (1 << 24)
@@ -25,6 +30,15 @@ ONE_FILE = (2 << 30) - (1 << 24)
 ALIGNMENT = 4096
 MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW = 7, 5, 9
 """Numbers of the fields ModelProto.graph, GraphProto.initializer, TensorProto.raw_data in onnx.proto."""
+
+
+def write_graph(
+    checkpoint: Checkpoint, signature: Signature, directory: Path, progress: Progress | None = None
+) -> str:
+    """Write the step of a model in the signature's precision; see ``ernie_accel.export.formats``."""
+    builder = make_builder(signature.precision)
+    write_step(builder, StepWeights(checkpoint, checkpoint.config), signature)
+    return write_onnx(builder, directory, progress)
 
 
 def write_onnx(
