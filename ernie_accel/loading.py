@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 from ernie_accel.backends import registry
 from ernie_accel.backends.base import Backend, EngineBackend, EngineInfo, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.multi_token import require_multi_token
 from ernie_accel.checkpoint.packed import PackedCheckpoint
 from ernie_accel.engine.defaults import checkpoint_defaults, file_end_ids
 from ernie_accel.engine.local import LocalEngine
@@ -75,6 +76,9 @@ def load(
             )
         checkpoint = _open(source, revision, cache_dir, report, stack)
         options = _settle_precision(checkpoint, choice.backend, options)
+        if engine is not None and engine.speculation == "mtp":
+            require_multi_token(checkpoint)
+            options = replace(options, multi_token=True)
         tokenizer = _tokenizer(checkpoint.directory)
         # before the weights, so that a mistake in a small file shows at once
         defaults = checkpoint_defaults(checkpoint.generation_config)

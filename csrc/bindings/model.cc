@@ -99,6 +99,19 @@ nb::list forward(Model& model, const nb::list& batch) {
   return results;
 }
 
+nb::list draft(Model& model, const std::vector<std::pair<int64_t, int32_t>>& batch, size_t depth) {
+  std::vector<DraftInput> inputs;
+  for (const auto& [sequence, token] : batch) inputs.push_back({sequence, token});
+  std::vector<std::vector<int32_t>> guesses;
+  {
+    nb::gil_scoped_release release;
+    guesses = model.draft(inputs, depth);
+  }
+  nb::list results;
+  for (const auto& ids : guesses) results.append(nb::tuple(nb::cast(ids)));
+  return results;
+}
+
 using Panels = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const char* precision_name(Precision precision) {
@@ -151,6 +164,7 @@ void bind_config(nb::module_& m) {
       .def_rw("eps", &Config::eps)
       .def_rw("theta", &Config::theta)
       .def_rw("tied", &Config::tied)
+      .def_rw("multi_token", &Config::multi_token)
       .def_rw("experts", &Config::experts)
       .def_rw("experts_per_token", &Config::experts_per_token)
       .def_rw("expert_intermediate", &Config::expert_intermediate)
@@ -215,6 +229,12 @@ void bind_model(nb::module_& m) {
              s.weights().set_expert(layer, expert, gate.source, up.source, down.source);
            },
            Release())
+      .def("set_multi_token", [](Model& s, T projection) { s.weights().set_multi_token(projection.source); }, Release())
+      .def("set_multi_token_norms",
+           [](Model& s, T embedding, T hidden) {
+             s.weights().set_multi_token_norms(embedding.source, hidden.source);
+           },
+           Release())
       .def("matrix_names", [](Model& s) { return s.packed_weights().matrix_names(); })
       .def("packed", &packed, nb::rv_policy::reference_internal, nb::arg("name"))
       .def("take_packed", &take_packed, nb::arg("name"))
@@ -228,6 +248,7 @@ void bind_model(nb::module_& m) {
       .def("park", &Model::park, Release())
       .def("length", &Model::length, Release())
       .def("forward", &forward, nb::arg("batch"))
+      .def("draft", &draft, nb::arg("batch"), nb::arg("depth"))
       .def("profile", &profile, nb::arg("on"))
       .def_prop_ro("free_tokens", &Model::free_tokens, Release())
       .def_prop_ro("used_tokens", &Model::used_tokens, Release())

@@ -32,7 +32,7 @@ void StepRun::attention(size_t index) {
 size_t StepRun::cache_bytes() const {
   size_t pages = 0;
   for (const Piece& piece : pieces_) pages += piece.pages.size();
-  return pages * config_.page_bytes() / config_.layers;
+  return pages * config_.kv_layer_bytes();
 }
 
 void StepRun::project_qkv(size_t index) {

@@ -14,6 +14,7 @@ struct Config {
   size_t vocab = 0, hidden = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0;
   float eps = 0.0f, theta = 0.0f;
   bool tied = false;
+  bool multi_token = false;  // one more dense layer guesses the token after the next
   // Mixture of experts; experts 0 in a dense model.
   size_t experts = 0, experts_per_token = 0, expert_intermediate = 0, shared_experts = 0;
   float norm_min = 0.0f;
@@ -45,9 +46,15 @@ struct Config {
   size_t query_heads_per_kv() const { return heads / kv_heads; }
   size_t shared_intermediate() const { return expert_intermediate * shared_experts; }
 
-  // Where one layer's and head's keys and values lie in its part of a KV page; the bytes of the whole page.
+  // Where one layer's and head's keys and values lie in its part of a KV page.
   KvLayout kv_layout() const { return ernie::kv_layout(kv_precision, head_dim); }
-  size_t page_bytes() const { return kv_layout().bytes * kv_heads * layers; }
+  // Layers that have keys and values; the predicting one is the last. Hidden states of the page's tokens come after them.
+  size_t kv_layers() const { return layers + (multi_token ? 1 : 0); }
+  size_t kv_layer_bytes() const { return kv_layout().bytes * kv_heads; }
+  size_t hidden_bytes() const {
+    return multi_token ? padded_hidden() * (kv_precision == KvPrecision::fp32 ? 4 : 2) : 0;
+  }
+  size_t page_bytes() const { return kv_layer_bytes() * kv_layers() + kPageTokens * hidden_bytes(); }
 
   // Throws std::invalid_argument.
   void check() const;

@@ -12,6 +12,9 @@ constexpr size_t kSlabBytes = size_t{16} << 20;
 
 size_t pages_for(size_t tokens) { return div_up(tokens, kPageTokens); }
 
+// Positions of the predicting layer that stay good when a sequence is cut: the last one depends on what came after it.
+size_t predicted_below(size_t predicted, size_t length) { return std::min(predicted, length > 0 ? length - 1 : 0); }
+
 }  // namespace
 
 KvCache::KvCache(const Config& config) : config_(config) {
@@ -53,7 +56,9 @@ int64_t KvCache::fork(int64_t id, size_t length) {
     throw std::invalid_argument("cannot fork at " + std::to_string(length) + ": the sequence holds " +
                                 std::to_string(from.length) + " tokens");
   check_open_limit();
-  Sequence copy{{from.pages.begin(), from.pages.begin() + static_cast<ptrdiff_t>(pages_for(length))}, length};
+  Sequence copy{{from.pages.begin(), from.pages.begin() + static_cast<ptrdiff_t>(pages_for(length))}, length, false, {}, 0};
+  copy.ids.assign(from.ids.begin(), from.ids.begin() + static_cast<ptrdiff_t>(std::min(length, from.ids.size())));
+  copy.predicted = predicted_below(from.predicted, length);
   const auto added = sequences_.emplace(next_id_, std::move(copy)).first;
   for (uint32_t page : added->second.pages) ++counts_[page];
   ++open_;
@@ -70,6 +75,8 @@ void KvCache::truncate(int64_t id, size_t length) {
     sequence.pages.pop_back();
   }
   sequence.length = length;
+  sequence.ids.resize(std::min(length, sequence.ids.size()));
+  sequence.predicted = predicted_below(sequence.predicted, length);
 }
 
 void KvCache::park(int64_t id) {
@@ -78,8 +85,10 @@ void KvCache::park(int64_t id) {
   sequence.parked = true;
 }
 
+// What is written next goes to the page of the last token if that has room; the predicting layer writes at the last token.
 bool KvCache::must_copy_last(const Sequence& sequence) const {
-  return sequence.length % kPageTokens != 0 && counts_[sequence.pages.back()] > 1;
+  const bool writes = sequence.length % kPageTokens != 0 || (config_.multi_token && sequence.length > 0);
+  return writes && counts_[sequence.pages.back()] > 1;
 }
 
 size_t KvCache::pages_wanted(const std::vector<Growth>& batch) const {
@@ -102,7 +111,12 @@ void KvCache::extend(const std::vector<Growth>& batch) {
     throw CapacityError("the KV cache has room for " + std::to_string(free_pages() * kPageTokens) +
                         " more tokens, the step needs " + std::to_string(wanted * kPageTokens));
   prepare_pages(wanted);
-  for (const Growth& growth : batch) mutable_at(growth.id).pages.reserve(pages_for(at(growth.id).length + growth.tokens));
+  for (const Growth& growth : batch) {
+    Sequence& sequence = mutable_at(growth.id);
+    sequence.pages.reserve(pages_for(sequence.length + growth.tokens));
+    if (growth.ids != nullptr && sequence.ids.capacity() < sequence.length + growth.tokens)
+      sequence.ids.reserve(2 * (sequence.length + growth.tokens));
+  }
   for (const Growth& growth : batch) {  // nothing below can fail
     Sequence& sequence = mutable_at(growth.id);
     if (must_copy_last(sequence)) {
@@ -111,6 +125,7 @@ void KvCache::extend(const std::vector<Growth>& batch) {
       release(sequence.pages.back());
       sequence.pages.back() = copy;
     }
+    if (growth.ids != nullptr) sequence.ids.insert(sequence.ids.end(), growth.ids->begin(), growth.ids->end());
     sequence.length += growth.tokens;
     while (sequence.pages.size() < pages_for(sequence.length)) sequence.pages.push_back(take());
   }

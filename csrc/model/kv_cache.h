@@ -19,6 +19,10 @@ struct Sequence {
   std::vector<uint32_t> pages;
   size_t length = 0;
   bool parked = false;
+  // With multi-token prediction: the tokens, and how many positions of the predicting layer are computed. A position of it
+  // depends on the token after, so there are fewer than tokens.
+  std::vector<int32_t> ids;
+  size_t predicted = 0;
 };
 
 class KvCache {
@@ -37,14 +41,21 @@ class KvCache {
   struct Growth {
     int64_t id;
     size_t tokens;
+    const std::vector<int32_t>* ids = nullptr;  // which, to be kept; guesses that are dropped again have none
   };
   // Makes room for the tokens and lengthens the sequences; each id at most once. All or nothing.
   void extend(const std::vector<Growth>& batch);
+  void set_predicted(int64_t id, size_t positions) { mutable_at(id).predicted = positions; }
 
   uint8_t* page(uint32_t index) const { return slabs_[index / slab_pages_].data() + index % slab_pages_ * page_bytes_; }
   // Where a head's part of a page begins, in bytes, and where in it keys and values lie.
   size_t head(size_t layer, size_t head) const { return (layer * config_.kv_heads + head) * layout_.bytes; }
   const KvLayout& layout() const { return layout_; }
+  // Where in its page the hidden state of a position lies: padded_hidden() values in float32, or in bfloat16 where keys
+  // and values are not float32.
+  size_t hidden(size_t position) const {
+    return config_.kv_layer_bytes() * config_.kv_layers() + position % kPageTokens * config_.hidden_bytes();
+  }
 
   size_t page_bytes() const { return page_bytes_; }
   size_t free_pages() const { return config_.max_pages - used_; }

@@ -157,7 +157,7 @@ std::vector<StepOutput> Model::forward(const std::vector<StepInput>& batch) {
   std::vector<StepOutput> outputs = allocate(batch);
   if (batch.empty()) return outputs;
   std::vector<KvCache::Growth> growth;
-  for (const StepInput& step : batch) growth.push_back({step.sequence, step.ids.size()});
+  for (const StepInput& step : batch) growth.push_back({step.sequence, step.ids.size(), config_.multi_token ? &step.ids : nullptr});
   cache_.extend(growth);
   try {
     StepRun(config_, kernels_, *pool_, weights_, cache_, *scratch_, profiling_ ? &profile_ : nullptr)

@@ -26,6 +26,12 @@ struct StepInput {
   Select select;
 };
 
+// A sequence to draft for, and the token that follows those it holds.
+struct DraftInput {
+  int64_t sequence = 0;
+  int32_t token = 0;
+};
+
 struct StepOutput {
   float* values = nullptr;  // logits [rows][vocab] or hidden [rows][hidden]
   std::unique_ptr<float[]> owned;  // what `values` points to, unless they are the model's own
@@ -51,6 +57,9 @@ class Model {
   size_t length(int64_t sequence);
   std::vector<StepOutput> forward(const std::vector<StepInput>& batch);
 
+  // `depth` guesses at what comes after each token; nothing is appended. Empty where a sequence is not caught up with yet.
+  std::vector<std::vector<int32_t>> draft(const std::vector<DraftInput>& batch, size_t depth);
+
   // Begins a new profile of the steps to come, or ends profiling; returns the one that was being made.
   Profile profile(bool on);
 
@@ -66,6 +75,15 @@ class Model {
   std::unique_lock<std::mutex> lock();
   void check(const std::vector<StepInput>& batch) const;
   std::vector<StepOutput> allocate(const std::vector<StepInput>& batch);
+  struct Round {
+    std::vector<StepInput> inputs;
+    std::vector<size_t> firsts, owners;
+    void add(size_t owner, int64_t sequence, size_t first, std::vector<int32_t> following, bool guesses);
+  };
+  void check(const std::vector<DraftInput>& batch, size_t depth) const;
+  Round catch_up(const std::vector<DraftInput>& batch, const std::vector<size_t>& lengths) const;
+  void guess(const std::vector<DraftInput>& batch, size_t depth, std::vector<std::vector<int32_t>>& guesses);
+  void run(const Round& round, std::vector<std::vector<int32_t>>& guesses);
   void lend_drawn_rows(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
 
   Config config_;

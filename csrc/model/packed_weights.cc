@@ -26,10 +26,12 @@ void Weights::name_slots() {
   const size_t heads = config_.heads * config_.padded_head();
   const size_t kv = config_.kv_heads * config_.padded_head();
   slots_["head"] = {&head_, vocab, hidden, config_.head_group, Slot::Kind::head};
+  if (config_.multi_token)
+    slots_["mtp.projection"] = {&multi_token_.projection, hidden, 2 * hidden, config_.group, Slot::Kind::body};
   if (!config_.tied) slots_["embedding"] = {&embedding_, vocab, hidden, 0, Slot::Kind::embedding};
   for (size_t i = 0; i < layers_.size(); ++i) {
     Layer& l = layers_[i];
-    const std::string at = "layers." + std::to_string(i) + ".";
+    const std::string at = i < config_.layers ? "layers." + std::to_string(i) + "." : "mtp.";
     slots_[at + "qkv"] = {&l.qkv, heads + 2 * kv, hidden, config_.group, Slot::Kind::body};
     slots_[at + "o"] = {&l.o, hidden, heads, config_.group, Slot::Kind::body};
     if (!l.moe) {

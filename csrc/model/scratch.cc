@@ -78,6 +78,10 @@ Scratch::Scratch(const Config& c, int threads) : select_(static_cast<size_t>(thr
   layout.rows(&input, c.precision, tokens, hidden, {c.group, c.head_group});
   layout.rows(&context_rows, c.precision, tokens, heads, {c.group});
   layout.rows(&inner, c.precision, tokens, inner_width, {c.down_group});
+  const size_t pair = c.multi_token ? 2 * hidden : 0;
+  const size_t paired = c.multi_token ? tokens : 0;
+  layout.floats(&pairs, paired * pair);
+  layout.rows(&pair_rows, c.precision, paired, pair, {c.group});
   layout.rows(&slot_input, c.precision, slots, hidden, {c.group});
   layout.rows(&slot_inner, c.precision, slots, c.expert_intermediate, {c.down_group});
   layout.floats(&slot_out, slots * hidden);
@@ -87,7 +91,7 @@ Scratch::Scratch(const Config& c, int threads) : select_(static_cast<size_t>(thr
   layout.floats(&upper, bounds);
   layout.floats(&spread, bounds == 0 ? 0 : kBoundRows * div_up(hidden, c.head_group));
   linear_bytes_ = 0;
-  for (size_t cols : {hidden, heads, inner_width, c.expert_intermediate})
+  for (size_t cols : {hidden, heads, inner_width, c.expert_intermediate, pair})
     linear_bytes_ = std::max(linear_bytes_, round_up(linear_scratch_bytes(round_up(cols, 16)), kAlign));
   linear_ = arena_.add(static_cast<size_t>(threads) * linear_bytes_);
   tile_ = arena_.add(static_cast<size_t>(threads) * tile_floats_ * sizeof(float));

@@ -31,6 +31,8 @@ class Scratch {
   Rows input;         // [tokens], hidden wide
   Rows context_rows;  // [tokens], heads * padded head wide
   Rows inner;         // [tokens], FFN wide
+  float* pairs;       // [tokens][2 * padded hidden], what multi-token prediction begins with
+  Rows pair_rows;     // [tokens], 2 * hidden wide
   // Mixture of experts; a slot is one (token, expert) pair, slots are sorted by expert.
   Rows slot_input;    // [tokens * k], hidden wide
   Rows slot_inner;    // [tokens * k], expert wide

@@ -16,7 +16,7 @@ void StepRun::run(const std::vector<StepInput>& batch, std::vector<StepOutput>& 
   plan_attention();
   embed(batch);
   mark(Part::embed);
-  for (size_t i = 0; i < weights_.layers().size(); ++i) {
+  for (size_t i = 0; i < config_.layers; ++i) {
     const Layer& layer = weights_.layers()[i];
     attention(i);
     if (layer.moe) {
@@ -26,33 +26,43 @@ void StepRun::run(const std::vector<StepInput>& batch, std::vector<StepOutput>& 
       dense_ffn(layer.ffn);
     }
   }
+  if (config_.multi_token) keep_hidden();
   answer(batch, outputs);
 }
 
 void StepRun::place_tokens(const std::vector<StepInput>& batch) {
-  for (const StepInput& step : batch) {
-    const Sequence& sequence = cache_.at(step.sequence);
-    Piece piece{tokens_, step.ids.size(), sequence.length - step.ids.size(), {}};
-    for (uint32_t page : sequence.pages) piece.pages.push_back(cache_.page(page));
-    for (size_t i = 0; i < piece.tokens; ++i) {
-      const size_t position = piece.first_position + i;
-      positions_.push_back(position);
-      token_pages_.push_back(cache_.page(sequence.pages[position / kPageTokens]));
-    }
-    tokens_ += piece.tokens;
-    pieces_.push_back(std::move(piece));
+  for (const StepInput& step : batch)
+    place(step.sequence, cache_.at(step.sequence).length - step.ids.size(), step.ids.size());
+}
+
+void StepRun::place(int64_t id, size_t first, size_t tokens) {
+  const Sequence& sequence = cache_.at(id);
+  Piece piece{tokens_, tokens, first, {}};
+  for (uint32_t page : sequence.pages) piece.pages.push_back(cache_.page(page));
+  for (size_t position = first; position < first + tokens; ++position) {
+    positions_.push_back(position);
+    token_pages_.push_back(cache_.page(sequence.pages[position / kPageTokens]));
   }
+  tokens_ += tokens;
+  pieces_.push_back(std::move(piece));
 }
 
 void StepRun::embed(const std::vector<StepInput>& batch) {
   std::vector<int32_t> ids;
   for (const StepInput& step : batch) ids.insert(ids.end(), step.ids.begin(), step.ids.end());
+  for_each(tokens_, [&](size_t t) {
+    weights_.embed(static_cast<size_t>(ids[t]), scratch_.x + t * config_.padded_hidden());
+  });
+  turn_positions();
+}
+
+// Rotations of every token's heads.
+void StepRun::turn_positions() {
   const size_t half = config_.head_dim / 2;
   std::vector<float> frequency(half);
   for (size_t i = 0; i < half; ++i)
     frequency[i] = 1.0f / std::pow(config_.theta, static_cast<float>(2 * i) / static_cast<float>(config_.head_dim));
   for_each(tokens_, [&](size_t t) {
-    weights_.embed(static_cast<size_t>(ids[t]), scratch_.x + t * config_.padded_hidden());
     for (size_t i = 0; i < half; ++i) {
       const float angle = static_cast<float>(positions_[t]) * frequency[i];
       scratch_.cos[t * half + i] = std::cos(angle);

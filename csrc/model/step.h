@@ -23,6 +23,10 @@ class StepRun {
   // The cache already has room for the batch's tokens.
   void run(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
 
+  // Computes positions of the predicting layer: those from `firsts[i]` on, whose `ids` are the tokens that follow each.
+  // With `rows` 1 the last one guesses, and its output is kept as the next position's hidden state if there is room.
+  void predict(const std::vector<StepInput>& batch, const std::vector<size_t>& firsts, std::vector<StepOutput>& outputs);
+
  private:
   // The new tokens of one sequence.
   struct Piece {
@@ -69,7 +73,14 @@ class StepRun {
                       int thread, const Epilogue& epilogue);
 
   void place_tokens(const std::vector<StepInput>& batch);
+  void place(int64_t sequence, size_t first, size_t tokens);
   void embed(const std::vector<StepInput>& batch);
+  void turn_positions();
+
+  void keep_hidden();
+  void store_hidden(size_t token, uint8_t* to) const;
+  void load_hidden(const uint8_t* from, float* row) const;
+  void pair_tokens();
   void norm_rows(const float* weight, const Matrix& next);
   Rows grouped(const Rows& rows, const Matrix& w) const;
 

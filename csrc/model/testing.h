@@ -32,17 +32,22 @@ class Filler {
       w.set_head(matrix(c.vocab, c.hidden));
     }
     w.set_final_norm(matrix(1, c.hidden));
-    for (size_t i = 0; i < c.layers; ++i) {
+    for (size_t i = 0; i < c.kv_layers(); ++i) {
+      const bool moe = i < c.layers && c.moe_layers[i];
       const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
       w.set_norms(i, matrix(1, c.hidden), matrix(1, c.hidden));
       w.set_attention(i, matrix(q, c.hidden), matrix(kv, c.hidden), matrix(kv, c.hidden), matrix(c.hidden, q));
-      const size_t width = c.moe_layers[i] ? c.shared_intermediate() : c.intermediate;
+      const size_t width = moe ? c.shared_intermediate() : c.intermediate;
       w.set_ffn(i, matrix(width, c.hidden), matrix(width, c.hidden), matrix(c.hidden, width));
-      if (!c.moe_layers[i]) continue;
+      if (!moe) continue;
       w.set_router(i, matrix(c.experts, c.hidden), matrix(1, c.experts));
       for (size_t e = 0; e < c.experts; ++e)
         w.set_expert(i, e, matrix(c.expert_intermediate, c.hidden), matrix(c.expert_intermediate, c.hidden),
                      matrix(c.hidden, c.expert_intermediate));
+    }
+    if (c.multi_token) {
+      w.set_multi_token(matrix(c.hidden, 2 * c.hidden));
+      w.set_multi_token_norms(matrix(1, c.hidden), matrix(1, c.hidden));
     }
     model.finish();
   }

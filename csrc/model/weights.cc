@@ -51,9 +51,9 @@ void check_same_input(const Layer& layer, const FeedForward& added) {
 }  // namespace
 
 Weights::Weights(const Config& config, const Kernels& kernels, ThreadPool& pool)
-    : config_(config), kernels_(kernels), pool_(pool), layers_(config.layers) {
+    : config_(config), kernels_(kernels), pool_(pool), layers_(config.kv_layers()) {
   for (size_t i = 0; i < config.layers; ++i) {
-    layers_[i].moe = config.moe_layers[i];
+    layers_[i].moe = i < config.layers && config.moe_layers[i];
     if (layers_[i].moe) layers_[i].experts.resize(config.experts);
   }
   name_slots();
@@ -89,14 +89,19 @@ AlignedBuffer Weights::pack_norm(const Source& norm) const {
   return buffer;
 }
 
-FeedForward Weights::pack_ffn(const Source& gate, const Source& up, const Source& down, size_t width) {
+// Multi-token prediction is rounded to nearest, which 4 bits stand less well, and is small beside the model.
+Precision Weights::body_precision(size_t index) const {
+  return index == config_.layers && is_quantised(config_.precision) ? Precision::int8 : config_.precision;
+}
+
+FeedForward Weights::pack_ffn(Precision precision, const Source& gate, const Source& up, const Source& down, size_t width) {
   expect(gate, width, config_.hidden, "gate_proj");
   expect(up, width, config_.hidden, "up_proj");
   check_codes(gate, config_.group);
   FeedForward ffn;
-  ffn.gate_up = pack(config_.precision, Config::groups(config_.precision, config_.group), {gate, up}, alternate_rows(width),
+  ffn.gate_up = pack(precision, Config::groups(precision, config_.group), {gate, up}, alternate_rows(width),
                      plain_cols(config_.hidden), kernels_, pool_);
-  ffn.down = pack_plain(config_.precision, config_.down_group, down, config_.hidden, width, "down_proj");
+  ffn.down = pack_plain(precision, config_.down_group, down, config_.hidden, width, "down_proj");
   return ffn;
 }
 
@@ -131,17 +136,18 @@ void Weights::set_attention(size_t index, const Source& q, const Source& k, cons
   append_heads(&rows, 0, config_.heads, d);
   append_heads(&rows, 1, config_.kv_heads, d);
   append_heads(&rows, 2, config_.kv_heads, d);
-  const Groups groups = Config::groups(config_.precision, config_.group);
+  const Precision precision = body_precision(index);
+  const Groups groups = Config::groups(precision, config_.group);
   PackedMatrix out =
-      pack(config_.precision, groups, {o}, plain_rows(config_.hidden), head_cols(config_.heads, d), kernels_, pool_);
-  to.qkv = pack(config_.precision, groups, {q, k, v}, rows, plain_cols(config_.hidden), kernels_, pool_);
+      pack(precision, groups, {o}, plain_rows(config_.hidden), head_cols(config_.heads, d), kernels_, pool_);
+  to.qkv = pack(precision, groups, {q, k, v}, rows, plain_cols(config_.hidden), kernels_, pool_);
   to.o = std::move(out);
 }
 
 void Weights::set_ffn(size_t index, const Source& gate, const Source& up, const Source& down) {
   const size_t width = layer(index).moe ? config_.shared_intermediate() : config_.intermediate;
   if (width == 0) throw std::invalid_argument("layer " + std::to_string(index) + " has no shared experts");
-  FeedForward ffn = pack_ffn(gate, up, down, width);
+  FeedForward ffn = pack_ffn(body_precision(index), gate, up, down, width);
   check_same_input(layer(index), ffn);
   layer(index).ffn = std::move(ffn);
 }
@@ -159,9 +165,28 @@ void Weights::set_router(size_t index, const Source& weight, const Source& bias)
 void Weights::set_expert(size_t index, size_t expert, const Source& gate, const Source& up, const Source& down) {
   Layer& to = layer(index);
   if (expert >= to.experts.size()) throw std::invalid_argument("expert " + std::to_string(expert) + " does not exist");
-  FeedForward ffn = pack_ffn(gate, up, down, config_.expert_intermediate);
+  FeedForward ffn = pack_ffn(config_.precision, gate, up, down, config_.expert_intermediate);
   check_same_input(to, ffn);
   to.experts[expert] = std::move(ffn);
+}
+
+void Weights::set_multi_token(const Source& projection) {
+  if (!config_.multi_token) throw std::invalid_argument("the model was made without multi-token prediction");
+  expect(projection, config_.hidden, 2 * config_.hidden, "mtp_linear_proj");
+  check_codes(projection, config_.group);
+  std::vector<int32_t> cols;
+  for (size_t part = 0; part < 2; ++part)
+    for (size_t i = 0; i < config_.padded_hidden(); ++i)
+      cols.push_back(i < config_.hidden ? static_cast<int32_t>(part * config_.hidden + i) : -1);
+  const Precision precision = body_precision(config_.layers);
+  multi_token_.projection = pack(precision, Config::groups(precision, config_.group), {projection},
+                                 plain_rows(config_.hidden), cols, kernels_, pool_);
+}
+
+void Weights::set_multi_token_norms(const Source& embedding, const Source& hidden) {
+  if (!config_.multi_token) throw std::invalid_argument("the model was made without multi-token prediction");
+  AlignedBuffer first = pack_norm(embedding), second = pack_norm(hidden);
+  multi_token_.emb_norm = std::move(first), multi_token_.hidden_norm = std::move(second);
 }
 
 void Weights::check_complete() const {
@@ -176,7 +201,7 @@ void Weights::check_complete() const {
   if (!config_.tied) need_matrix(embedding_, "the embedding");
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& l = layers_[i];
-    const std::string at = " of layer " + std::to_string(i);
+    const std::string at = i < config_.layers ? " of layer " + std::to_string(i) : " of multi-token prediction";
     need(l.input_norm, "the norms" + at);
     need_matrix(l.qkv, "the attention" + at);
     need_matrix(l.o, "the attention" + at);
@@ -192,11 +217,15 @@ void Weights::check_complete() const {
       check_same_input(l.experts[0], e);
     }
   }
+  if (!config_.multi_token) return;
+  need(multi_token_.emb_norm, "the norms of multi-token prediction");
+  need_matrix(multi_token_.projection, "the projection of multi-token prediction");
 }
 
 size_t Weights::bytes() const {
   const auto ffn_bytes = [](const FeedForward& f) { return f.gate_up.bytes() + f.down.bytes(); };
   size_t sum = head_.bytes() + embedding_.bytes() + final_norm_.size();
+  sum += multi_token_.projection.bytes() + multi_token_.emb_norm.size() + multi_token_.hidden_norm.size();
   for (const Layer& l : layers_) {
     sum += l.input_norm.size() + l.post_norm.size() + l.qkv.bytes() + l.o.bytes() + ffn_bytes(l.ffn) +
            l.router.bytes();

@@ -27,6 +27,12 @@ struct Layer {
   std::vector<FeedForward> experts;
 };
 
+// Beside its layer, which is the last one, what multi-token prediction has of its own.
+struct MultiToken {
+  AlignedBuffer emb_norm, hidden_norm;  // float32, padded
+  PackedMatrix projection;              // columns: the embedding's, padded, then the hidden state's
+};
+
 // Takes the checkpoint's tensors one by one and packs them. Every shape is checked: std::invalid_argument, and nothing
 // was set.
 class Weights {
@@ -41,9 +47,12 @@ class Weights {
   void set_ffn(size_t layer, const Source& gate, const Source& up, const Source& down);
   void set_router(size_t layer, const Source& weight, const Source& bias);
   void set_expert(size_t layer, size_t expert, const Source& gate, const Source& up, const Source& down);
+  // Its layer is number `layers` for the calls above.
+  void set_multi_token(const Source& projection);  // [hidden, 2 hidden]
+  void set_multi_token_norms(const Source& embedding, const Source& hidden);
 
   // Every matrix as it lies packed, by name: head, embedding, layers.N.qkv, .o, .gate_up, .down, .router,
-  // layers.N.experts.E.gate_up and .down. (Norms and the router's bias are set from tensors.)
+  // layers.N.experts.E.gate_up and .down, mtp.projection, .qkv, .o, .gate_up, .down. (Norms and the router's bias are set from tensors.)
   std::vector<std::string> matrix_names() const;
   const PackedMatrix& matrix(const std::string& name) const;
   // Takes panels that were packed before, 64-byte aligned, which must outlive this object. They are checked for size, not
@@ -58,7 +67,9 @@ class Weights {
   // Bytes of packed weights.
   size_t bytes() const;
 
+  // With multi-token prediction, its layer is the last.
   const std::vector<Layer>& layers() const { return layers_; }
+  const MultiToken& multi_token() const { return multi_token_; }
   const PackedMatrix& head() const { return head_; }
   const float* final_norm() const { return reinterpret_cast<const float*>(final_norm_.data()); }
   // Row `id` of the embedding as float32, padded_hidden values.
@@ -67,7 +78,8 @@ class Weights {
  private:
   PackedMatrix pack_plain(Precision precision, size_t group, const Source& source, size_t rows, size_t cols,
                           const char* name);
-  FeedForward pack_ffn(const Source& gate, const Source& up, const Source& down, size_t width);
+  FeedForward pack_ffn(Precision precision, const Source& gate, const Source& up, const Source& down, size_t width);
+  Precision body_precision(size_t layer) const;
   AlignedBuffer pack_norm(const Source& norm) const;
   Layer& layer(size_t index);
   void check_codes(const Source& source, size_t group) const;
@@ -89,6 +101,7 @@ class Weights {
   std::map<std::string, Slot> slots_;
   PackedMatrix head_, embedding_;
   AlignedBuffer final_norm_;
+  MultiToken multi_token_;
 };
 
 }  // namespace ernie

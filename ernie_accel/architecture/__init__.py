@@ -5,10 +5,20 @@ from __future__ import annotations
 from ernie_accel.architecture import ernie4_5, ernie4_5_moe
 from ernie_accel.architecture.config import ModelConfig
 from ernie_accel.architecture.ernie4_5 import head_name
+from ernie_accel.architecture.multi_token import multi_token_specs
 from ernie_accel.architecture.published import PUBLISHED, published_config
 from ernie_accel.architecture.spec import ROLES, TensorSpec
 
-__all__ = ["PUBLISHED", "ROLES", "ModelConfig", "TensorSpec", "head_name", "published_config", "tensor_specs"]
+__all__ = [
+    "PUBLISHED",
+    "ROLES",
+    "ModelConfig",
+    "TensorSpec",
+    "head_name",
+    "multi_token_specs",
+    "published_config",
+    "tensor_specs",
+]
 
 
 def tensor_specs(config: ModelConfig) -> dict[str, TensorSpec]:

@@ -44,11 +44,10 @@ def outer_specs(config: ModelConfig) -> Specs:
     return specs
 
 
-def attention_specs(config: ModelConfig, index: int) -> Specs:
-    """Attention of one layer, with both norms of the layer."""
+def attention_specs(config: ModelConfig, layer: str) -> Specs:
+    """Attention of the layer whose names begin so, with both norms of the layer."""
     hidden = config.hidden_size
     query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    layer = f"model.layers.{index}"
     return {
         f"{layer}.input_layernorm.weight": TensorSpec((hidden,), "norm"),
         f"{layer}.self_attn.q_proj.weight": TensorSpec((query, hidden), "attention"),
@@ -72,7 +71,7 @@ def tensor_specs(config: ModelConfig) -> Specs:
     """Every tensor of a dense model."""
     specs = outer_specs(config)
     for index in range(config.num_hidden_layers):
-        specs.update(attention_specs(config, index))
+        specs.update(attention_specs(config, f"model.layers.{index}"))
         specs.update(
             ffn_specs(f"model.layers.{index}.mlp", config.hidden_size, config.intermediate_size, "ffn")
         )

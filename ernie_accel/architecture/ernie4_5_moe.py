@@ -36,7 +36,7 @@ def tensor_specs(config: ModelConfig) -> Specs:
     """Every tensor of a mixture-of-experts model."""
     specs = outer_specs(config)
     for index in range(config.num_hidden_layers):
-        specs.update(attention_specs(config, index))
+        specs.update(attention_specs(config, f"model.layers.{index}"))
         if config.is_moe_layer(index):
             specs.update(moe_specs(config, index))
         else:

@@ -28,6 +28,7 @@ __all__ = [
     "Availability",
     "Backend",
     "Capacity",
+    "Drafts",
     "Engine",
     "EngineBackend",
     "EngineInfo",
@@ -126,8 +127,9 @@ class LoadOptions:
     """What ``Model.load`` asks of a backend; ``None`` and ``"auto"`` leave the choice to it.
 
     ``memory_limit`` is bytes for the KV cache, whose pages are taken on demand; ``step_tokens`` the most tokens of one
-    step, all sequences together. ``engine`` is what ``Model.load`` was given under that name, for backends that open
-    an Engine of their own.
+    step, all sequences together. ``multi_token`` asks for the weights of multi-token prediction and the capability
+    ``draft``; a backend that lacks it ignores this. ``engine`` is what ``Model.load`` was given under that name, for
+    backends that open an Engine of their own.
     """
 
     precision: Precision | Literal["auto"] = "auto"
@@ -140,6 +142,7 @@ class LoadOptions:
     tensor_parallel: int | Literal["auto"] = 1
     step_tokens: int | None = None
     backend_options: object | None = None
+    multi_token: bool = False
     progress: Progress | None = None
     engine: EngineSettings | None = None
 
@@ -155,8 +158,8 @@ class RunnerInfo(EngineInfo):
         page_size: Tokens of one KV page; 1 where the cache is not paged.
         max_step_tokens: Largest number of tokens in one ``forward``, all sequences together.
         max_sequences: Largest number of open sequences.
-        capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile``, ``park`` (others may come; unknown ones are
-            ignored).
+        capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile``, ``park``, ``draft`` (others may come;
+            unknown ones are ignored).
     """
 
     hidden_size: int
@@ -292,6 +295,37 @@ class Parks(Protocol):
         """Keep a sequence for later forks, outside the count of open ones; nothing may be appended to it again.
 
         Its tokens still take KV cache, until ``free``.
+        """
+        ...
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """What a Runner with the capability ``draft`` has beside the methods of ``Runner``: multi-token prediction.
+
+    The Runner keeps what it needs of every position: hidden states after the final norm, token ids, and the keys and
+    values of the predicting layer. ``fork``, ``truncate`` and ``park`` are about them too, so drafts depend on the
+    tokens of a sequence alone, not on how they came to be there. ``forward`` gives the bits that it gives without.
+    """
+
+    def draft(
+        self, seqs: Sequence[SequenceId], token_ids: Sequence[int], depth: int
+    ) -> list[tuple[int, ...]]:
+        """Guess, for each sequence, ``depth`` tokens that come after ``token_ids[i]``.
+
+        ``token_ids[i]`` is the token that follows those that ``seqs[i]`` holds, of which there is at least one: it was
+        drawn and is not computed yet. Nothing is appended. The first guess is the most probable token after the
+        predicting layer, the lowest id among equals; a further one takes the guess before it for right and the layer's
+        own output, after the final norm, for the hidden state (``backends/reference.py`` is the definition).
+
+        A tuple is empty where the Runner has not caught up with a long sequence, as it may after a long prompt: each
+        call goes on where the last one stopped, and works on about ``max_step_tokens`` positions.
+
+        Raises:
+            ArgumentError: A sequence is empty, parked, unknown or there twice, an id is none, or ``depth`` is not
+                positive.
+            ContextLengthError: Token and guesses would not fit the context.
+            CapacityError: There is no room for the keys and values of guesses; nothing has changed.
         """
         ...
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ernie_accel.backends.base import LoadOptions, RunnerInfo, Select, SequenceId, Step
 from ernie_accel.errors import ArgumentError, ContextLengthError, UnsupportedError
 
-__all__ = ["check_batch", "check_context", "check_length", "check_plain_cpu", "check_select"]
+__all__ = ["check_batch", "check_context", "check_drafts", "check_length", "check_plain_cpu", "check_select"]
 
 Ids = npt.NDArray[np.int32]
 
@@ -42,6 +42,35 @@ def check_batch(batch: Sequence[Step], info: RunnerInfo, length: Callable[[Seque
             f"a step of {total} tokens: at most {info.max_step_tokens}; send the prompt in chunks"
         )
     return all_ids
+
+
+def check_drafts(
+    seqs: Sequence[SequenceId],
+    token_ids: Sequence[int],
+    depth: int,
+    info: RunnerInfo,
+    length: Callable[[SequenceId], int],
+) -> None:
+    """Check what ``Drafts.draft`` was given; errors are those of its contract."""
+    if "draft" not in info.capabilities:
+        raise UnsupportedError(
+            f"backend {info.backend!r} was opened without multi-token prediction; open it with multi_token=True"
+        )
+    if len(seqs) != len(token_ids) or len(set(seqs)) < len(seqs):
+        raise ArgumentError(
+            f"{len(token_ids)} token ids for sequences {list(seqs)}: must be one each, none twice"
+        )
+    if len(seqs) > info.max_step_tokens:
+        raise ArgumentError(f"drafts for {len(seqs)} sequences: at most {info.max_step_tokens} in one call")
+    if depth < 1:
+        raise ArgumentError(f"depth={depth}: must be at least 1")
+    for seq, token in zip(seqs, token_ids, strict=True):
+        if not 0 <= token < info.vocab_size:
+            raise ArgumentError(f"token id {token}: must lie in [0, {info.vocab_size})")
+        held = length(seq)
+        if held < 1:
+            raise ArgumentError(f"sequence {seq} is empty: there is nothing to draft from")
+        _check_room(held, 1 + depth, info.max_context)
 
 
 def check_select(select: Select, vocab_size: int) -> None:

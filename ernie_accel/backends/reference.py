@@ -1,8 +1,8 @@
 """ERNIE 4.5 in NumPy and float32, dense and mixture of experts: slow, plain, and the judge of every other backend.
 
-Read ``ernie_accel/arithmetic.py`` for the formulas, and then this from top to bottom: the weights, the cache, the
-Runner. T is the number of tokens of a step over all its sequences, H the hidden size, d the head size; every matrix is
-[out, in].
+Read ``ernie_accel/arithmetic.py`` for the formulas, and then this from top to bottom: the weights, the Runner (whose
+cache is ``array_cache.py``), multi-token prediction. T is the number of tokens of a step over all its sequences, H the
+hidden size, d the head size; every matrix is [out, in].
 """
 
 from __future__ import annotations
@@ -14,16 +14,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ernie_accel.architecture.multi_token import (
+    EMB_NORM,
+    HIDDEN_NORM,
+    MTP_BLOCK,
+    MTP_PREFIX,
+    PROJECTION,
+    check_multi_token,
+)
 from ernie_accel.arithmetic import attend, rms_norm, rotary_angles, rotate, route, silu, softmax
+from ernie_accel.backends.array_cache import KvCache, Span, split
 from ernie_accel.backends.base import (
     Availability,
     Footprint,
     LoadOptions,
     RunnerInfo,
+    SequenceId,
     Step,
     StepResult,
 )
-from ernie_accel.backends.checks import check_batch, check_context, check_plain_cpu
+from ernie_accel.backends.checks import check_batch, check_context, check_drafts, check_plain_cpu
 from ernie_accel.backends.registry import check_precision
 from ernie_accel.backends.sequences import SequenceRunner
 from ernie_accel.checkpoint.base import Checkpoint, to_float32
@@ -99,6 +109,16 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class MultiToken:
+    """Multi-token prediction: projection [H, 2H], and a dense layer."""
+
+    emb_norm: Array
+    hidden_norm: Array
+    projection: Array
+    layer: Layer
+
+
+@dataclass(frozen=True)
 class Weights:
     """The whole model: embedding and head [vocab_size, H], one array when tied."""
 
@@ -106,6 +126,7 @@ class Weights:
     layers: tuple[Layer, ...]
     norm: Array
     head: Array
+    multi_token: MultiToken | None = None
 
 
 class WeightReader:
@@ -123,7 +144,7 @@ class WeightReader:
 
     def matrix(self, name: str) -> Array:
         """Return one matrix that is multiplied; of a ``QuantisedCheckpoint`` what its codes stand for."""
-        if not hasattr(self._checkpoint, "matrix"):
+        if not hasattr(self._checkpoint, "matrix") or name.startswith(MTP_PREFIX):
             return self(name)
         return self._counted(self._checkpoint.matrix(name).to_float32())
 
@@ -148,11 +169,9 @@ class WeightReader:
             norm_min=config.moe_norm_min,
         )
 
-    def layer(self, index: int, config: ModelConfig) -> Layer:
+    def layer(self, prefix: str, config: ModelConfig, moe: bool) -> Layer:
         """Return one decoder layer."""
-        prefix = f"model.layers.{index}"
         q, k, v, o = (self.matrix(f"{prefix}.self_attn.{part}_proj.weight") for part in "qkvo")
-        moe = config.is_moe_layer(index)
         return Layer(
             input_norm=self(f"{prefix}.input_layernorm.weight"),
             q=q,
@@ -163,51 +182,27 @@ class WeightReader:
             ffn=self.moe(f"{prefix}.mlp", config) if moe else self.ffn(f"{prefix}.mlp"),
         )
 
-    def model(self, config: ModelConfig) -> Weights:
+    def multi_token(self, config: ModelConfig) -> MultiToken:
+        """Return what drafts are made with, which is never in codes."""
+        check_multi_token(config, self._checkpoint.info.name)
+        return MultiToken(
+            emb_norm=self(EMB_NORM),
+            hidden_norm=self(HIDDEN_NORM),
+            projection=self(PROJECTION),
+            layer=self.layer(MTP_BLOCK, config, moe=False),
+        )
+
+    def model(self, config: ModelConfig, *, multi_token: bool = False) -> Weights:
         """Return everything."""
         tied = config.tie_word_embeddings
         embedding = (self.matrix if tied else self)("model.embed_tokens.weight")
-        layers = tuple(self.layer(i, config) for i in range(config.num_hidden_layers))
+        layers = tuple(
+            self.layer(f"model.layers.{i}", config, config.is_moe_layer(i))
+            for i in range(config.num_hidden_layers)
+        )
         head = embedding if tied else self.matrix("lm_head.weight")
-        return Weights(embedding, layers, self("model.norm.weight"), head)
-
-
-# The cache.
-
-
-class KvCache:
-    """Rotated keys, and values, of one sequence: [layers, room, kv_heads, d], of which ``length`` tokens count.
-
-    The room doubles when it is used up. What lies beyond ``length`` is never read.
-    """
-
-    def __init__(self, layers: int, kv_heads: int, dim: int) -> None:
-        self.length = 0
-        self.keys: Array = np.empty((layers, 0, kv_heads, dim), np.float32)
-        self.values: Array = np.empty_like(self.keys)
-
-    def reserve(self, length: int) -> None:
-        """Make room for ``length`` tokens."""
-        room = self.keys.shape[1]
-        if length > room:
-            self.keys = self._grown(self.keys, max(length, 2 * room))
-            self.values = self._grown(self.values, max(length, 2 * room))
-
-    def fork(self, length: int) -> KvCache:
-        """Copy the first ``length`` tokens."""
-        other = KvCache(self.keys.shape[0], *self.keys.shape[2:])
-        other.keys, other.values = self.keys[:, :length].copy(), self.values[:, :length].copy()
-        other.length = length
-        return other
-
-    def truncate(self, length: int) -> None:
-        """Forget the tail."""
-        self.length = length
-
-    def _grown(self, old: Array, room: int) -> Array:
-        new = np.empty((old.shape[0], room, *old.shape[2:]), np.float32)
-        new[:, : self.length] = old[:, : self.length]
-        return new
+        more = self.multi_token(config) if multi_token else None
+        return Weights(embedding, layers, self("model.norm.weight"), head, more)
 
 
 # The Runner.
@@ -227,8 +222,9 @@ class ReferenceRunner(SequenceRunner[KvCache]):
         self._weights = None
 
     def _empty(self) -> KvCache:
-        c = self._config
-        return KvCache(c.num_hidden_layers, c.num_key_value_heads, c.head_dim)
+        c, more = self._config, self._weights is not None and self._weights.multi_token is not None
+        hidden = c.hidden_size if more else 0
+        return KvCache(c.num_hidden_layers + more, c.num_key_value_heads, c.head_dim, hidden)
 
     def forward(self, batch: Sequence[Step]) -> list[StepResult]:
         """Compute one step. Lengths change last, so an error leaves every sequence as it was."""
@@ -242,37 +238,37 @@ class ReferenceRunner(SequenceRunner[KvCache]):
         caches = [self._state(step.seq) for step in batch]
         for cache, tokens in zip(caches, ids, strict=True):
             cache.reserve(cache.length + len(tokens))
-        counts = [len(tokens) for tokens in ids]
-        hidden = self._layers(weights, weights.embedding[np.concatenate(ids)], caches, counts)
-        results = [
-            self._answer(weights, step, x) for step, x in zip(batch, _split(hidden, counts), strict=True)
-        ]
-        for cache, count in zip(caches, counts, strict=True):
-            cache.length += count
+        spans = [Span(cache, cache.length, len(tokens)) for cache, tokens in zip(caches, ids, strict=True)]
+        x = weights.embedding[np.concatenate(ids)]
+        angles = self._angles(spans)
+        for index, layer in enumerate(weights.layers):
+            x = self._layer(index, layer, x, angles, spans)
+        rows = split(x, spans)
+        results = [self._answer(weights, step, part) for step, part in zip(batch, rows, strict=True)]
+        for span, part, tokens in zip(spans, rows, ids, strict=True):
+            self._keep(weights, span, part, tokens.tolist())
         return results
 
-    def _layers(self, weights: Weights, x: Array, caches: list[KvCache], counts: list[int]) -> Array:
-        """Send embeddings [T, H] through all layers."""
-        c = self._config
-        spans = [np.arange(cache.length, cache.length + n) for cache, n in zip(caches, counts, strict=True)]
-        angles = rotary_angles(np.concatenate(spans), c.head_dim, c.rope_theta)
-        for index, layer in enumerate(weights.layers):
-            normed = rms_norm(x, layer.input_norm, c.rms_norm_eps)
-            x = x + self._attention(index, layer, normed, angles, caches, counts) @ layer.o.T
-            x = x + layer.ffn(rms_norm(x, layer.post_norm, c.rms_norm_eps))
-        return x
+    def _angles(self, spans: list[Span]) -> Array:
+        positions = [np.arange(span.first, span.first + span.size) for span in spans]
+        return rotary_angles(np.concatenate(positions), self._config.head_dim, self._config.rope_theta)
 
-    def _attention(
-        self, index: int, layer: Layer, x: Array, angles: Array, caches: list[KvCache], counts: list[int]
-    ) -> Array:
+    def _layer(self, index: int, layer: Layer, x: Array, angles: Array, spans: list[Span]) -> Array:
+        """Send rows [T, H] through one layer."""
+        eps = self._config.rms_norm_eps
+        x = x + self._attention(index, layer, rms_norm(x, layer.input_norm, eps), angles, spans) @ layer.o.T
+        return x + layer.ffn(rms_norm(x, layer.post_norm, eps))
+
+    def _attention(self, index: int, layer: Layer, x: Array, angles: Array, spans: list[Span]) -> Array:
         """Project, rotate, append to the caches, attend: [T, heads * d]. Each sequence sees its own cache only."""
         shape = (len(x), -1, self._config.head_dim)
         q = rotate((x @ layer.q.T).reshape(shape), angles)
         k = rotate((x @ layer.k.T).reshape(shape), angles)
         v = (x @ layer.v.T).reshape(shape)
         out = []
-        for cache, q_i, k_i, v_i in zip(caches, *(_split(a, counts) for a in (q, k, v)), strict=True):
-            first, end = cache.length, cache.length + len(q_i)
+        for (cache, first, size), *own in zip(spans, *(split(a, spans) for a in (q, k, v)), strict=True):
+            q_i, k_i, v_i = own
+            end = first + size
             cache.keys[index, first:end], cache.values[index, first:end] = k_i, v_i
             out.append(attend(q_i, cache.keys[index, :end], cache.values[index, :end], first))
         return np.concatenate(out).reshape(len(x), -1)
@@ -288,10 +284,54 @@ class ReferenceRunner(SequenceRunner[KvCache]):
             else StepResult(logits=hidden @ weights.head.T)
         )
 
+    def _keep(self, weights: Weights, span: Span, x: Array, ids: list[int]) -> None:
+        """Count new tokens in, and keep what multi-token prediction will ask for."""
+        span.cache.length += span.size
+        if weights.multi_token is not None:
+            hidden = rms_norm(x, weights.norm, self._config.rms_norm_eps)
+            span.cache.hidden[span.first : span.cache.length] = hidden
+            span.cache.ids += ids
 
-def _split(x: Array, counts: list[int]) -> list[Array]:
-    """Cut the first axis into one part for each sequence."""
-    return np.split(x, np.cumsum(counts)[:-1])
+    # Multi-token prediction: ``architecture/multi_token.py`` has the formula.
+
+    def draft(
+        self, seqs: Sequence[SequenceId], token_ids: Sequence[int], depth: int
+    ) -> list[tuple[int, ...]]:
+        """Guess ``depth`` tokens for each sequence; see ``ernie_accel.backends.base.Drafts`` for the contract."""
+        self._check_open()
+        check_drafts(seqs, token_ids, depth, self._info, self._growable_length)
+        return [
+            self._guesses(self._state(seq), token, depth) for seq, token in zip(seqs, token_ids, strict=True)
+        ]
+
+    def _guesses(self, cache: KvCache, token: int, depth: int) -> tuple[int, ...]:
+        """Compute the positions that are new, the last of which guesses; then one more for each further guess."""
+        assert self._weights is not None
+        assert self._weights.multi_token is not None
+        weights, more = self._weights, self._weights.multi_token
+        cache.reserve(cache.length + depth - 1)
+        ids = [*cache.ids[cache.predicted + 1 :], token]
+        hidden = cache.hidden[cache.predicted : cache.length]
+        span = Span(cache, cache.predicted, len(ids))
+        guesses, eps = [], self._config.rms_norm_eps
+        for _ in range(depth):
+            x = self._predict(weights, more, ids, hidden, span)
+            hidden = rms_norm(x, weights.norm, eps)
+            guesses.append(int(np.argmax(hidden @ weights.head.T)))
+            ids = guesses[-1:]
+            span = Span(cache, span.first + span.size, 1)
+        cache.predicted = cache.length - 1  # what comes after them need not be ``token``
+        return tuple(guesses)
+
+    def _predict(
+        self, weights: Weights, more: MultiToken, ids: list[int], hidden: Array, span: Span
+    ) -> Array:
+        """Return the last row [1, H] of the predicting layer; ids are the tokens after those of ``hidden`` [n, H]."""
+        eps = self._config.rms_norm_eps
+        embedded = rms_norm(weights.embedding[ids], more.emb_norm, eps)
+        pairs = np.concatenate([embedded, rms_norm(hidden, more.hidden_norm, eps)], axis=1)
+        x = pairs @ more.projection.T
+        return self._layer(len(weights.layers), more.layer, x, self._angles([span]), [span])[-1:]
 
 
 class ReferenceBackend:
@@ -310,7 +350,10 @@ class ReferenceBackend:
         check_plain_cpu(self.name, options)
         context = check_context(options, config.max_position_embeddings)
         widest = max(config.vocab_size, 3 * config.intermediate_size, 3 * context)
-        token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        layers = config.num_hidden_layers + options.multi_token
+        token = 2 * 4 * layers * config.num_key_value_heads * config.head_dim
+        if options.multi_token:
+            token += 4 * (config.hidden_size + 1)
         return Footprint(
             kv_per_token=2 * token,
             scratch=4 * MAX_STEP_TOKENS * widest,
@@ -340,10 +383,10 @@ class ReferenceBackend:
             page_size=1,
             max_step_tokens=MAX_STEP_TOKENS,
             max_sequences=sequences,
-            capabilities=frozenset({"hidden", "park"}),
+            capabilities=frozenset({"hidden", "park", *(["draft"] if options.multi_token else [])}),
         )
         tokens = _kv_tokens(self.estimate(config, options), options.memory_limit, sequences * context)
-        weights = WeightReader(checkpoint, options.progress).model(config)
+        weights = WeightReader(checkpoint, options.progress).model(config, multi_token=options.multi_token)
         return ReferenceRunner(config, weights, info, tokens)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ernie_accel.architecture.config import ModelConfig
 from ernie_accel.types import ModelInfo
 
-__all__ = ["Checkpoint", "StoredDtype", "Tensor", "to_float32"]
+__all__ = ["Checkpoint", "StoredDtype", "Tensor", "has_multi_token", "to_float32"]
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 
@@ -40,8 +40,16 @@ def to_float32(tensor: Tensor) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(tensor.data, dtype=np.float32)
 
 
+def has_multi_token(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint says that ``tensor`` serves multi-token prediction (``multi_token``, False where absent)."""
+    return bool(getattr(checkpoint, "multi_token", False))
+
+
 class Checkpoint(Protocol):
-    """An open checkpoint. Use it as a context manager, or call ``close``."""
+    """An open checkpoint. Use it as a context manager, or call ``close``.
+
+    One with tensors of multi-token prediction has an attribute ``multi_token`` that is True.
+    """
 
     @property
     def config(self) -> ModelConfig:

@@ -24,7 +24,7 @@ from ernie_accel.checkpoint.layouts import (
 )
 from ernie_accel.errors import CheckpointError, UnsupportedCheckpointError
 
-__all__ = ["STORED_DTYPES", "Placed", "Plan", "make_plan"]
+__all__ = ["STORED_DTYPES", "Placed", "Plan", "Stored", "check_tensor", "make_plan"]
 
 STORED_DTYPES: Mapping[str, StoredDtype] = {
     "F32": "float32",
@@ -93,7 +93,7 @@ def make_plan(config: ModelConfig, stored: Stored, directory: Path) -> Plan:
         name: Placed(by_bare[part.stored], stored[by_bare[part.stored]], part) for name, part in parts.items()
     }
     for name, item in placed.items():
-        _check_tensor(specs[name], item)
+        check_tensor(specs[name], item)
     return Plan(specs, placed, zero_biases, tuple(sorted(set_aside)), layout)
 
 
@@ -183,7 +183,8 @@ def _check_complete(
         raise CheckpointError(f"{directory}: {'; '.join(filter(None, (lacks, extra)))}")
 
 
-def _check_tensor(spec: TensorSpec, placed: Placed) -> None:
+def check_tensor(spec: TensorSpec, placed: Placed) -> None:
+    """Raise CheckpointError unless a stored tensor has the shape and a dtype that it must have."""
     entry, where = placed.located.entry, f"{placed.located.path}: tensor {placed.name!r}"
     if entry.shape != placed.part.shape:
         raise CheckpointError(

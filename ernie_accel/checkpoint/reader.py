@@ -25,8 +25,9 @@ from ernie_accel.checkpoint.files import (
     refuse_pickle,
 )
 from ernie_accel.checkpoint.headers import DTYPE_BITS
+from ernie_accel.checkpoint.multi_token import is_multi_token, place_multi_token
 from ernie_accel.checkpoint.packed import WEIGHTS_NAME, PackedCheckpoint
-from ernie_accel.checkpoint.plan import STORED_DTYPES, Placed, Plan, make_plan
+from ernie_accel.checkpoint.plan import STORED_DTYPES, Placed, Plan, Stored, make_plan
 from ernie_accel.closing import Closing
 from ernie_accel.errors import ArgumentError, CheckpointError, ClosedError
 from ernie_accel.types import ModelInfo
@@ -48,6 +49,7 @@ class _Headers(NamedTuple):
     generation_config: Mapping[str, Any]
     plan: Plan
     info: ModelInfo
+    multi_token: Stored
 
 
 def open_checkpoint(
@@ -121,7 +123,9 @@ def _read_headers(path: Path, config: ModelConfig, generation: Mapping[str, Any]
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     plan = make_plan(config, weights.tensors, path)
     files = tuple(file.name for file in weights.paths)
-    return _Headers(path, config, generation, plan, _describe(path, config, plan, files))
+    info = _describe(path, config, plan, files)
+    beside = {name: located for name, located in weights.tensors.items() if is_multi_token(name)}
+    return _Headers(path, config, generation, plan, info, beside)
 
 
 def _describe(path: Path, config: ModelConfig, plan: Plan, files: tuple[str, ...]) -> ModelInfo:
@@ -165,13 +169,21 @@ class DirectoryCheckpoint(Closing):
         self.generation_config = headers.generation_config
         self.info = headers.info
         self._plan = headers.plan
+        self._multi_token = headers.multi_token
+        self._multi_token_placed: Mapping[str, Placed] | None = None
         self._maps: dict[Path, mmap.mmap] = {}
         self._closed = False
+
+    @property
+    def multi_token(self) -> bool:
+        """Whether there are tensors of multi-token prediction and config.json speaks of them."""
+        return bool(self._multi_token) and self.config.num_nextn_predict_layers > 0
 
     def tensor(self, name: str) -> Tensor:
         """Return a read-only view of the tensor of that ``-PT`` name.
 
         It is strided where the layout on disk differs, and a copy only where the file does not align its values.
+        Tensors of multi-token prediction are checked, all of them, when the first is asked for.
 
         Raises:
             CheckpointError: There is no such tensor, or the file changed since it was opened.
@@ -181,13 +193,24 @@ class DirectoryCheckpoint(Closing):
             raise ClosedError(f"{self.directory}: the checkpoint was closed; open it again to read {name!r}")
         if name in self._plan.zero_biases:
             return _zeros(self._plan.specs[name].shape)
-        if name not in self._plan.placed:
+        places = self._places(name)
+        if name not in places:
             raise CheckpointError(f"{self.directory}: there is no tensor {name!r}")
-        placed = self._plan.placed[name]
+        placed = places[name]
         whole = self._stored(placed)
         matrix = whole.T if placed.part.transposed else whole
         dtype = STORED_DTYPES[placed.located.entry.dtype]
         return Tensor(matrix[placed.part.start : placed.part.stop], dtype)
+
+    def _places(self, name: str) -> Mapping[str, Placed]:
+        if not is_multi_token(name):
+            return self._plan.placed
+        if self._multi_token_placed is None:
+            assert self.directory is not None
+            self._multi_token_placed = place_multi_token(
+                self.config, self._multi_token, self._plan.layout, self.directory
+            )
+        return self._multi_token_placed
 
     def _stored(self, placed: Placed) -> npt.NDArray[Any]:
         path, entry = placed.located

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.architecture import tensor_specs
+from ernie_accel.architecture import multi_token_specs, tensor_specs
 from ernie_accel.architecture.config import ConfigDialect
-from ernie_accel.checkpoint.base import Checkpoint, StoredDtype
+from ernie_accel.checkpoint.base import Checkpoint, StoredDtype, has_multi_token
 from ernie_accel.checkpoint.layouts import PADDLE, PT, Part, full_name, stored_parts
 from ernie_accel.checkpoint.writer import TensorSource, replace_file, write_safetensors
 from ernie_accel.errors import ArgumentError, CheckpointError
@@ -102,6 +102,8 @@ def _stored_tensors(
     source: Checkpoint, layout: LayoutName, bf16_tag: Bf16Tag, dtype_of: Callable[[str], StoredDtype]
 ) -> list[TensorSource]:
     specs = tensor_specs(source.config)
+    if has_multi_token(source):
+        specs = {**specs, **multi_token_specs(source.config)}
     stored_layout = PADDLE if layout == "paddle" else PT
     members: dict[str, list[tuple[str, Part]]] = {}
     for name, part in stored_parts(specs, stored_layout).items():

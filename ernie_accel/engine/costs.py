@@ -41,6 +41,11 @@ class StepCosts:
         self._sizes: list[int] = []  # of _measured, ascending
 
     @property
+    def level(self) -> float:
+        """Seconds of the unit of ``relative`` now, 0 before the first step."""
+        return self._level
+
+    @property
     def largest(self) -> int:
         """Largest number of tokens that is known, 0 if none is."""
         return self._sizes[-1] if self._sizes else 0

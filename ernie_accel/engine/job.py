@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ernie_accel.backends.base import SequenceId, Step, StepResult
 from ernie_accel.bell import Bell
+from ernie_accel.engine.speculation import DraftSource
 from ernie_accel.engine.structured import Guide
 
 __all__ = ["Fork", "Job"]
@@ -47,6 +48,7 @@ class Job(ABC):
         passed_over: Tokens of others that were computed while it waited for its turn in a step.
         ended: Rung when the job is done.
         guide: What its output is led by, None if it is free.
+        drafter: What guesses the tokens to come, None if nothing does.
     """
 
     def __init__(self, tokens: list[int], *, priority: int = 0, deadline: float = math.inf) -> None:
@@ -66,6 +68,7 @@ class Job(ABC):
         self.passed_over = 0
         self.ended = Bell()
         self.guide: Guide | None = None
+        self.drafter: DraftSource | None = None
 
     @property
     def pending(self) -> int:
@@ -90,6 +93,11 @@ class Job(ABC):
     @property
     def shareable(self) -> int:
         """How many of the first tokens may come from an earlier computation: 0 where their answers are needed."""
+        return 0
+
+    @property
+    def draft_room(self) -> int:
+        """How many tokens ``drafts`` would take now."""
         return 0
 
     def drafts(self, most: int) -> int:

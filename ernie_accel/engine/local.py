@@ -17,6 +17,7 @@ from ernie_accel.backends.engine import closed
 from ernie_accel.backends.handle import RequestHandle
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Metrics, Recorder
+from ernie_accel.engine.multi_token import MultiToken
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.reader import EmbedReader, LogitsReader, Reader, ScoreReader
 from ernie_accel.engine.request import Request, late
@@ -45,6 +46,9 @@ class LocalEngine:
         decoder: Makes the incremental detokeniser of one request; None gives results without text.
         vocab_limit: Ids from here on are padding rows of the vocabulary and never drawn; 0 means there are none.
         options: How requests are batched.
+
+    Raises:
+        UnsupportedError: Speculation by multi-token prediction, and the Runner has none.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class LocalEngine:
             selects="select" in runner.info.capabilities,
         )
         self._recorder = Recorder()
-        self._speculation = Speculation() if self._options.speculation == "lookup" else None
+        self._speculation = _speculation(runner, self._options)
         self._scheduler = Scheduler(runner, self._options, self._recorder, self._speculation)
         self._worker = Worker(self._scheduler, f"ernie_accel {runner.info.backend}")
         self._cancel = partial(_cancel, self._worker, self._scheduler)
@@ -236,6 +240,12 @@ class LocalEngine:
         self._check_process()
         if self._closed:
             raise closed()
+
+
+def _speculation(runner: Runner, options: EngineOptions) -> Speculation | None:
+    if options.speculation == "mtp":
+        return MultiToken(runner)
+    return Speculation() if options.speculation == "lookup" else None
 
 
 def _cancel(worker: Worker, scheduler: Scheduler, jobs: Sequence[Job]) -> None:

@@ -10,8 +10,9 @@ from ernie_accel.errors import ArgumentError
 
 __all__ = ["EngineOptions", "Speculation"]
 
-Speculation = Literal["off", "lookup"]
-"""``"lookup"`` guesses the next tokens from earlier places of the text that read the same."""
+Speculation = Literal["off", "lookup", "mtp"]
+"""``"lookup"`` guesses the next tokens from earlier places of the text that read the same, ``"mtp"`` with the layer for
+multi-token prediction that the 21B and 300B checkpoints have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class EngineOptions:
     Attributes:
         prefix_cache: Keep the KV cache of ended requests while memory allows, so that a prompt with the same beginning
             (a system prompt, a conversation) is not computed again.
-        speculation: Guess tokens and check several in one step: ``"off"`` or ``"lookup"``.
+        speculation: Guess tokens and check several in one step: ``"off"``, ``"lookup"``, or ``"mtp"``, which takes
+            memory for the weights of a layer more, and for hidden states beside the KV cache.
         queue_size: Most requests that wait for their start; beyond it ``generate`` waits and ``submit(block=False)``
             raises QueueFullError.
         step_tokens: Most tokens of one step, all requests together. None: 512, or what the backend allows.

@@ -259,6 +259,7 @@ class Scheduler:
 
     def _draft(self, batch: Batch, left: int, speculation: Speculation) -> Batch:
         """Let jobs guess what follows, where the step has room."""
+        speculation.prepare([job for job, _ in batch], left)
         speculation.begin(len(batch))
         drafted = []
         for job, count in batch:

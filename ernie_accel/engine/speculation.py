@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from ernie_accel.engine.costs import StepCosts
 from ernie_accel.engine.lookup import LONGEST, Lookup
 
-__all__ = ["Chances", "Drafter", "Speculation"]
+if TYPE_CHECKING:
+    from ernie_accel.engine.job import Job
+
+__all__ = ["Chances", "DraftSource", "Drafter", "Speculation"]
 
 MOST_DRAFTS = 24
 """More are hardly ever all right."""
@@ -48,6 +52,10 @@ class Chances:
         self.values: list[float] = list(before.values if isinstance(before, Chances) else before)
         """Chance of the next guess for each class of lengths."""
 
+    def at(self, match: int) -> float:
+        """Return the chance of the next guess after a match of that length."""
+        return self.values[CLASSES[match]]
+
     def note(self, match: int, right: bool) -> None:
         """Learn whether the guess after a match of that length was right."""
         self._note(CLASSES[match], right)
@@ -67,6 +75,14 @@ class Chances:
         )
 
 
+class DraftSource(Protocol):
+    """Drafts for one request."""
+
+    def drafts(self, most: int) -> list[int]:
+        """Return tokens that may follow all that are known, at most ``most``."""
+        ...
+
+
 class Speculation:
     """What all requests of an engine share: durations of steps, chances of guesses, and the step that is put together.
 
@@ -79,6 +95,13 @@ class Speculation:
         self.chances = Chances(memory=512)
         self._rows = 0
         self._tokens = 0.0
+
+    def drafter(self, tokens: Sequence[int], prompt: int) -> DraftSource:
+        """Return what drafts for one request; see ``Drafter``."""
+        return Drafter(tokens, prompt, self)
+
+    def prepare(self, jobs: Sequence[Job], left: int) -> None:
+        """Get ready for all that may draft in this step, ``left`` tokens at most, before each is asked."""
 
     def begin(self, requests: int) -> None:
         """Begin a step in which so many requests take one token each."""

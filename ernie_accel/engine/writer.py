@@ -15,7 +15,7 @@ from ernie_accel.engine.metrics import Recorder
 from ernie_accel.engine.output import Output
 from ernie_accel.engine.request import Request, alternative_seed
 from ernie_accel.engine.sampling import select_rows
-from ernie_accel.engine.speculation import Drafter, Speculation
+from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.structured import Guide
 from ernie_accel.stop import Decoder
 from ernie_accel.system import peak_memory
@@ -68,7 +68,6 @@ class Writer(Job):
         self._select = _select(request, limits, alternative_seed(request.params.seed or 0, index))
         self._history = History(self.tokens) if _penalizes(self._select) else None
         self.guide = Guide.of(request.constraint, skip=not request.params.logprobs)
-        self._drafter: Drafter | None = None
         self._drafts: list[int] = []
         self._drafted = self._accepted = 0
         self._reused = 0
@@ -93,7 +92,7 @@ class Writer(Job):
         """
         counts = self._select.presence_penalty != 0.0 or self._select.frequency_penalty != 0.0
         if self.guide is None and not counts:
-            self._drafter = Drafter(self.tokens, self._prompt, shared)
+            self.drafter = shared.drafter(self.tokens, self._prompt)
 
     @property
     def next_count(self) -> int:
@@ -121,10 +120,15 @@ class Writer(Job):
         """All but the last token, whose answer is needed."""
         return len(self.tokens) - 1
 
+    @property
+    def draft_room(self) -> int:
+        """Guesses come from the second token on, and leave room for the one that is drawn after the last."""
+        return self._largest - len(self.tokens) - 1 if self.drafter is not None and self._first else 0
+
     def drafts(self, most: int) -> int:
-        """Guess from the second token on, and leave room for the one that is drawn after the last guess."""
-        most = min(most, self._largest - len(self.tokens) - 1)
-        self._drafts = self._drafter.drafts(most) if self._drafter is not None and self._first else []
+        """Guess up to ``most`` tokens; return how many there are."""
+        most = min(most, self.draft_room)
+        self._drafts = self.drafter.drafts(most) if self.drafter is not None and self._first else []
         return len(self._drafts)
 
     def step(self, count: int) -> Step:

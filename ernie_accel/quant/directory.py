@@ -12,7 +12,7 @@ from typing import get_args
 from ernie_accel.backends import registry
 from ernie_accel.backends.base import LoadOptions, PackingBackend
 from ernie_accel.checkpoint import open_checkpoint
-from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.base import Checkpoint, has_multi_token
 from ernie_accel.checkpoint.packed import WEIGHTS_NAME, PackedCheckpoint
 from ernie_accel.checkpoint.packed.writer import PackedWriter, check_target
 from ernie_accel.checkpoint.small_files import small_files
@@ -132,7 +132,14 @@ class _Quantization:
         self._description = chosen.description if chosen else ""
         sequences = chosen.sequences if chosen else ()
         self._recipe = recipe
-        self._job = PackingJob(checkpoint, backend, recipe, sequences, self._description)
+        self._job = PackingJob(
+            checkpoint,
+            backend,
+            recipe,
+            sequences,
+            self._description,
+            multi_token=has_multi_token(checkpoint),
+        )
         self._identity = {
             "source": stamp(checkpoint),
             "recipe": repr(recipe),

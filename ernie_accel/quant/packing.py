@@ -22,6 +22,9 @@ from ernie_accel.types import Progress
 
 __all__ = ["PackingJob"]
 
+_WITHOUT_RESULT = ("embedding", "mtp")
+"""Units for which nobody chooses codes."""
+
 
 class PackingJob:
     """Quantises a checkpoint layer by layer and writes each layer when it is done.
@@ -33,6 +36,7 @@ class PackingJob:
         sequences: Calibration ids; () quantises without data.
         description: What the sequences are, for ``recipe.describe``.
         threads: None takes what the machine allows; the result is the same for any number.
+        multi_token: Whether to write multi-token prediction too, whose matrices are rounded to nearest in 8 bits.
     """
 
     def __init__(
@@ -43,11 +47,14 @@ class PackingJob:
         sequences: Sequence[Sequence[int]],
         description: str,
         threads: int | None = None,
+        *,
+        multi_token: bool = False,
     ) -> None:
         self.recipe = recipe.describe(description)
         self.errors: dict[str, float] = {}
         self._checkpoint, self._backend, self._settings = checkpoint, backend, recipe
         self._sequences, self._threads = sequences, threads
+        self._multi_token = multi_token
 
     def write(
         self,
@@ -81,7 +88,7 @@ class PackingJob:
         return writer
 
     def _add_units(self, writer: PackedWriter, progress: Progress | None) -> None:
-        parts = units(self._checkpoint.config)
+        parts = units(self._checkpoint.config, multi_token=self._multi_token)
         total, done = sum(unit.weights for unit in parts), 0
 
         def report(weights: int) -> None:
@@ -96,10 +103,13 @@ class PackingJob:
         results = self._results([result for result in finished if result is not None], report)
         current = _Current(self._checkpoint, self._settings)
         packer = self._backend.packer(
-            current, LoadOptions(precision=self._settings.precision, threads=self._threads)
+            current,
+            LoadOptions(
+                precision=self._settings.precision, threads=self._threads, multi_token=self._multi_token
+            ),
         )
         for unit in parts:
-            if unit.name != "embedding":
+            if unit.name not in _WITHOUT_RESULT:
                 current.result = next(results)
                 self.errors.update(current.result.errors)
             if unit.name not in writer.done:
@@ -124,7 +134,7 @@ class PackingJob:
 
     def _add_unit(self, writer: PackedWriter, packer: Packer, current: _Current, unit: Unit) -> None:
         tensors = {name: to_float32(current.tensor(name)) for name in unit.tensors}
-        errors = {} if unit.name == "embedding" else dict(current.result.errors)
+        errors = {} if unit.name in _WITHOUT_RESULT else dict(current.result.errors)
         writer.add(unit.name, packer.pack(unit), tensors, note={"errors": errors})
 
 
@@ -159,8 +169,8 @@ class _Finished(Mapping[str, QuantisedMatrix]):
         self._slots = {name: slot for slot in unit.slots for name in slot.tensors}
 
     def result(self) -> LayerResult | None:
-        """Return it as a result; None of the embedding, which is none."""
-        if self._unit.name == "embedding":
+        """Return it as a result; None of what is none."""
+        if self._unit.name in _WITHOUT_RESULT:
             return None
         last = self._config.num_hidden_layers
         return LayerResult(

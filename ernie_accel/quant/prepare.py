@@ -82,6 +82,7 @@ class _Job:
             "recipe": repr(self._recipe),
             "library": version("ernie-accel"),
             "format": FORMAT,
+            **({"multi_token": True} if self._options.multi_token else {}),
         }
         key = digest(identity)[:32]
         try:
@@ -129,6 +130,7 @@ class _Job:
             ids.sequences,
             ids.description,
             self._options.threads,
+            multi_token=self._options.multi_token,
         )
         with job.write(work, identity, {}, self._options.progress) as writer:
             writer.publish()

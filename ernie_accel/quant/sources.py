@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ernie_accel.architecture import tensor_specs
-from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.architecture import multi_token_specs, tensor_specs
+from ernie_accel.checkpoint.base import Checkpoint, has_multi_token
 from ernie_accel.errors import CheckpointError
 
 __all__ = ["content", "digest", "stamp"]
@@ -69,7 +69,8 @@ def _virtual(checkpoint: Checkpoint) -> str | None:
 def _tensors(checkpoint: Checkpoint) -> str:
     """SHA-256 of the configuration and every tensor: about a second for a gigabyte."""
     hasher = hashlib.sha256(digest(checkpoint.config.to_dict()).encode())
-    for name in sorted(tensor_specs(checkpoint.config)):
+    more = multi_token_specs(checkpoint.config) if has_multi_token(checkpoint) else {}
+    for name in sorted([*tensor_specs(checkpoint.config), *more]):
         tensor = checkpoint.tensor(name)
         data = np.ascontiguousarray(tensor.data)
         hasher.update(digest([name, tensor.dtype, list(data.shape)]).encode())

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ernie_accel.architecture import PUBLISHED, ROLES, ModelConfig, TensorSpec, published_config, tensor_specs
+from ernie_accel.architecture import (
+    PUBLISHED,
+    ROLES,
+    ModelConfig,
+    TensorSpec,
+    multi_token_specs,
+    published_config,
+    tensor_specs,
+)
 from ernie_accel.architecture.config import ConfigDialect
 from ernie_accel.checkpoint.base import StoredDtype, Tensor
 from ernie_accel.checkpoint.save import Bf16Tag, LayoutName, save_checkpoint
@@ -30,6 +38,8 @@ def synthetic(
     dtype: StoredDtype = "bfloat16",
 ) -> SyntheticCheckpoint:
     """Return a checkpoint of random weights that needs neither disk nor memory until a tensor is asked for.
+
+    Shapes that say ``num_nextn_predict_layers`` 1, as 21B-A3B and 300B-A47B do, have multi-token prediction too.
 
     Args:
         shape: ``"0.3B"``, ``"21B-A3B"``, ``"300B-A47B"``, a configuration, or the keys of a config.json.
@@ -83,6 +93,13 @@ class SyntheticCheckpoint(Closing):
         self._dtype: StoredDtype = dtype
         self._specs = tensor_specs(config)
         self.info = self._describe(name)
+        if self.multi_token:
+            self._specs = {**self._specs, **multi_token_specs(config)}
+
+    @property
+    def multi_token(self) -> bool:
+        """Whether it has tensors of multi-token prediction; ``info`` does not count them."""
+        return self.config.num_nextn_predict_layers == 1
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,7 +132,7 @@ class SyntheticCheckpoint(Closing):
 
     def stored_dtype(self, name: str) -> StoredDtype:
         """Return the dtype of a tensor without making it."""
-        return "float32" if self._specs[name].dtype_rule == "float32" else self._dtype
+        return "float32" if self._spec(name).dtype_rule == "float32" else self._dtype
 
     def tensor(self, name: str) -> Tensor:
         """Make the tensor of that ``-PT`` name: read-only, the same bits at each call.

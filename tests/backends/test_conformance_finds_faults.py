@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ernie_accel.backends import reference
+from ernie_accel.backends.array_cache import KvCache
 from ernie_accel.backends.base import LoadOptions, Step, StepResult
 from ernie_accel.backends.checks import check_select
-from ernie_accel.backends.reference import KvCache, Moe, ReferenceBackend, ReferenceRunner
+from ernie_accel.backends.reference import Moe, ReferenceBackend, ReferenceRunner
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.engine.sampling import select_rows
 from ernie_accel.testing.conformance import Subject, cases, run_conformance

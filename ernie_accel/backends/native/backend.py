@@ -33,6 +33,8 @@ KV_SHARE = 0.8
 
 KV_PRECISIONS = ("fp32", "bf16", "int8")
 
+_CAPABILITIES = frozenset({"select", "hidden", "invariant", "profile", "park"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class NativeOptions:
@@ -128,7 +130,7 @@ class NativeBackend:
         model = translate(lambda: _native.Model(sizes, choice.isa, threads))
         if native_options.resident and isinstance(checkpoint, PackedCheckpoint):
             checkpoint.make_resident()
-        load_weights(model, checkpoint, options.progress)
+        load_weights(model, checkpoint, options.progress, multi_token=options.multi_token)
         recipe = getattr(checkpoint, "recipe", None) or _recipe(_precision(options), sizes)
         return NativeRunner(
             model, _info(config, options, sizes, choice.isa, threads, model.weight_bytes, recipe)
@@ -206,6 +208,7 @@ def _sizes(config: ModelConfig, options: LoadOptions, native_options: NativeOpti
         config.head_dim,
     )
     sizes.intermediate, sizes.tied = config.intermediate_size, config.tie_word_embeddings
+    sizes.multi_token = options.multi_token
     sizes.eps, sizes.theta = config.rms_norm_eps, config.rope_theta
     sizes.moe_layers = [config.is_moe_layer(i) for i in range(config.num_hidden_layers)]
     if config.moe_num_experts:
@@ -278,6 +281,6 @@ def _info(
         page_size=PAGE_TOKENS,
         max_step_tokens=sizes.max_step_tokens,
         max_sequences=sizes.max_sequences,
-        capabilities=frozenset({"select", "hidden", "invariant", "profile", "park"}),
+        capabilities=frozenset(_CAPABILITIES | ({"draft"} if options.multi_token else set())),
         details=details,
     )

@@ -30,6 +30,9 @@ def weight_bytes(config: ModelConfig, precision: str, sizes: _native.Config) -> 
     )
     for slot, times in _slots(config):
         total[slot.role] += times * _bytes(slot, precision, sizes)
+    if sizes.multi_token:
+        for slot in units(config, multi_token=True)[-1].slots:
+            total[slot.role] += _bytes(slot, "int8" if precision in QUANTISED else precision, sizes)
     layers, hidden = config.num_hidden_layers, _up(config.hidden_size, 16)
     moe = sum(config.is_moe_layer(index) for index in range(layers))
     total["router"] = 4 * moe * (_up(config.moe_num_experts, 16) * hidden + config.moe_num_experts)

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from ernie_accel.architecture.multi_token import (
+    EMB_NORM,
+    HIDDEN_NORM,
+    MTP_BLOCK,
+    MTP_PREFIX,
+    PROJECTION,
+    check_multi_token,
+)
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint, units
 from ernie_accel.errors import CapacityError, CheckpointError
@@ -13,7 +21,14 @@ if TYPE_CHECKING:
     from ernie_accel import _native
     from ernie_accel.checkpoint.quantised import QuantisedCheckpoint
 
-__all__ = ["TensorSource", "load_layer", "load_weights", "set_embedding", "set_head"]
+__all__ = [
+    "TensorSource",
+    "load_layer",
+    "load_multi_token",
+    "load_weights",
+    "set_embedding",
+    "set_head",
+]
 
 
 class TensorSource:
@@ -38,8 +53,8 @@ class TensorSource:
         return _native.Tensor(tensor.data, tensor.dtype)
 
     def matrix(self, name: str) -> _native.Tensor:
-        """Return a matrix that is multiplied."""
-        if self._quantised is None:
+        """Return a matrix that is multiplied; those of multi-token prediction are never in codes."""
+        if self._quantised is None or name.startswith(MTP_PREFIX):
             return self(name)
         from ernie_accel import _native
 
@@ -53,19 +68,29 @@ class TensorSource:
             self._progress("load", self._total if end else min(self._done, self._total), self._total)
 
 
-def load_weights(model: _native.Model, checkpoint: Checkpoint, progress: Progress | None) -> None:
+def load_weights(
+    model: _native.Model, checkpoint: Checkpoint, progress: Progress | None, *, multi_token: bool = False
+) -> None:
     """Set every weight of the text model. ``progress`` counts stored bytes.
+
+    ``multi_token``: those of multi-token prediction too, which the model was made for then.
 
     Raises:
         CheckpointError: A tensor is missing or has the wrong shape.
         CapacityError: The system has no memory left.
     """
     source = TensorSource(checkpoint, progress)
+    if multi_token:
+        check_multi_token(checkpoint.config, checkpoint.info.name)
     try:
         if isinstance(checkpoint, PackedCheckpoint):
-            _map_packed(model, checkpoint, source)
+            _map_packed(model, checkpoint, source, multi_token)
         else:
             _pack_all(model, source)
+            if multi_token:
+                load_multi_token(model, source)
+        if multi_token:
+            _set_multi_token_norms(model, source)
         model.finish()
         source.report(end=True)
     except ValueError as error:
@@ -87,9 +112,11 @@ def _pack_all(model: _native.Model, source: TensorSource) -> None:
         load_layer(model, source, layer)
 
 
-def _map_packed(model: _native.Model, checkpoint: PackedCheckpoint, source: TensorSource) -> None:
+def _map_packed(
+    model: _native.Model, checkpoint: PackedCheckpoint, source: TensorSource, multi_token: bool
+) -> None:
     """Let the model read the panels where the file is mapped; norms and routers, which are small, are copied."""
-    for unit in units(checkpoint.config):
+    for unit in units(checkpoint.config, multi_token=multi_token):
         for slot in unit.slots:
             name, precision, group, exact, panels = checkpoint.packed(slot.name)
             model.set_packed(name, precision, group, list(exact), panels)
@@ -114,9 +141,7 @@ def set_head(model: _native.Model, source: TensorSource) -> None:
 def load_layer(model: _native.Model, source: TensorSource, layer: int) -> None:
     """Pack the matrices of a layer."""
     prefix = f"model.layers.{layer}"
-    q, k, v, o = (source.matrix(f"{prefix}.self_attn.{part}_proj.weight") for part in "qkvo")
-    model.set_attention(layer, q, k, v, o)
-    source.report()
+    _load_attention(model, source, layer, prefix)
     if source.config.is_moe_layer(layer):
         _load_experts(model, source, layer, f"{prefix}.mlp")
     else:
@@ -124,8 +149,28 @@ def load_layer(model: _native.Model, source: TensorSource, layer: int) -> None:
     source.report()
 
 
-def _set_norms(model: _native.Model, source: TensorSource, layer: int) -> None:
-    prefix = f"model.layers.{layer}"
+def _load_attention(model: _native.Model, source: TensorSource, layer: int, prefix: str) -> None:
+    q, k, v, o = (source.matrix(f"{prefix}.self_attn.{part}_proj.weight") for part in "qkvo")
+    model.set_attention(layer, q, k, v, o)
+    source.report()
+
+
+def load_multi_token(model: _native.Model, source: TensorSource) -> None:
+    """Pack the matrices of multi-token prediction; its layer comes after all others."""
+    layer = source.config.num_hidden_layers
+    model.set_multi_token(source.matrix(PROJECTION))
+    _load_attention(model, source, layer, MTP_BLOCK)
+    model.set_ffn(layer, *_ffn(source, f"{MTP_BLOCK}.mlp"))
+    source.report()
+
+
+def _set_multi_token_norms(model: _native.Model, source: TensorSource) -> None:
+    _set_norms(model, source, source.config.num_hidden_layers, MTP_BLOCK)
+    model.set_multi_token_norms(source(EMB_NORM), source(HIDDEN_NORM))
+
+
+def _set_norms(model: _native.Model, source: TensorSource, layer: int, prefix: str = "") -> None:
+    prefix = prefix or f"model.layers.{layer}"
     model.set_norms(
         layer, source(f"{prefix}.input_layernorm.weight"), source(f"{prefix}.post_attention_layernorm.weight")
     )

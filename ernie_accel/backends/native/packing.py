@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ernie_accel.backends.native.loader import TensorSource, load_layer, set_embedding, set_head
+from ernie_accel.backends.native.loader import (
+    TensorSource,
+    load_layer,
+    load_multi_token,
+    set_embedding,
+    set_head,
+)
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedMatrix, Unit
 from ernie_accel.errors import CheckpointError
@@ -30,6 +36,8 @@ class NativePacker:
                 load_layer(self._model, source, unit.layer)
             elif unit.name == "embedding":
                 set_embedding(self._model, source)
+            elif unit.name == "mtp":
+                load_multi_token(self._model, source)
             else:
                 set_head(self._model, source)
             return [self._take(slot.name) for slot in unit.slots]

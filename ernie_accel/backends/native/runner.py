@@ -18,7 +18,7 @@ from ernie_accel.backends.base import (
     StepProfile,
     StepResult,
 )
-from ernie_accel.backends.checks import check_batch, check_length
+from ernie_accel.backends.checks import check_batch, check_drafts, check_length
 from ernie_accel.backends.native.translate import translate
 from ernie_accel.errors import ClosedError
 from ernie_accel.types import TokenLogprob
@@ -84,6 +84,14 @@ class NativeRunner:
             lambda: model.forward([_to_tuple(*pair) for pair in zip(batch, ids, strict=True)])
         )
         return [_to_result(step, answer) for step, answer in zip(batch, answers, strict=True)]
+
+    def draft(
+        self, seqs: Sequence[SequenceId], token_ids: Sequence[int], depth: int
+    ) -> list[tuple[int, ...]]:
+        """Guess ``depth`` tokens for each sequence; see ``ernie_accel.backends.base.Drafts`` for the contract."""
+        model = self._open_model()
+        check_drafts(seqs, token_ids, depth, self._info, self.length)
+        return translate(lambda: model.draft(list(zip(seqs, token_ids, strict=True)), depth))
 
     def capacity(self) -> Capacity:
         """Room in the KV cache; a page that is begun counts as used."""

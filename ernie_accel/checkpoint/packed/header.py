@@ -199,12 +199,13 @@ def parse_header(text: bytes, end: int, config: ModelConfig, source: str) -> Pac
     if precision not in QUANTISED:
         raise CheckpointError(f"{source}: precision={precision!r}: must be one of {', '.join(QUANTISED)}")
     groups = _groups(values.get("activations"), source)
-    parts = units(config)
-    slots = {slot.name: slot for unit in parts for slot in unit.slots}
     matrices = _entries(values.get("matrices"), source, "matrix", MatrixEntry)
+    multi_token = any(name.startswith("mtp.") for name in matrices)
+    parts = units(config, multi_token=multi_token)
+    slots = {slot.name: slot for unit in parts for slot in unit.slots}
     tensors = _entries(values.get("tensors"), source, "tensor", TensorEntry)
     _check_names(matrices, slots, source, "matrices")
-    shapes = {name: spec.shape for name, spec in plain_tensors(config).items()}
+    shapes = {name: spec.shape for name, spec in plain_tensors(config, multi_token=multi_token).items()}
     _check_names(tensors, shapes, source, "tensors")
     for name, matrix in matrices.items():
         _check_matrix(matrix, slots[name], groups, f"{source}: matrix {name!r}")

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.architecture import ModelConfig, TensorSpec, tensor_specs
+from ernie_accel.architecture import ModelConfig, TensorSpec, multi_token_specs, tensor_specs
+from ernie_accel.architecture.multi_token import MTP_BLOCK, PROJECTION
 from ernie_accel.architecture.spec import Role
 from ernie_accel.checkpoint.quantised import SUB_COLUMNS, ActivationGroups
 
@@ -83,7 +84,7 @@ class Slot(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What is packed, written and resumed together: the embedding, a layer, or the head.
+    """What is packed, written and resumed together: the embedding, a layer, the head, or multi-token prediction.
 
     ``layer`` is None outside the layers. ``tensors`` are plain float32 tensors by their ``-PT`` names.
     """
@@ -123,13 +124,17 @@ def activation_group(groups: ActivationGroups, kind: Kind) -> int:
     return {"body": groups.body, "down": groups.down, "head": groups.head, "embedding": 0}[kind]
 
 
-def plain_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+def plain_tensors(config: ModelConfig, *, multi_token: bool = False) -> dict[str, TensorSpec]:
     """Tensors that are stored as float32: norms, router and its correction bias."""
-    return {name: spec for name, spec in tensor_specs(config).items() if spec.role in ("norm", "router")}
+    plain = {name: spec for name, spec in tensor_specs(config).items() if spec.role in ("norm", "router")}
+    return {**plain, **_multi_token_norms(config)} if multi_token else plain
 
 
-def units(config: ModelConfig) -> list[Unit]:
-    """Return everything that a packed file of the model holds, in the order in which a step reads it."""
+def units(config: ModelConfig, *, multi_token: bool = False) -> list[Unit]:
+    """Return everything that a packed file of the model holds, in the order in which a step reads it.
+
+    ``multi_token``: with what multi-token prediction has, which is no layer and comes last.
+    """
     specs = tensor_specs(config)
     plain = plain_tensors(config)
     made = [] if config.tie_word_embeddings else [Unit("embedding", None, (_embedding(config, specs),), ())]
@@ -138,7 +143,21 @@ def units(config: ModelConfig) -> list[Unit]:
         tensors = tuple(name for name in plain if name.startswith(prefix))
         made.append(Unit(f"layers.{layer}", layer, tuple(_layer(config, specs, layer)), tensors))
     made.append(Unit("head", None, (_head(config, specs),), ("model.norm.weight",)))
+    if multi_token:
+        made.append(Unit("mtp", None, tuple(_multi_token(config)), tuple(_multi_token_norms(config))))
     return made
+
+
+def _multi_token_norms(config: ModelConfig) -> Specs:
+    return {name: spec for name, spec in multi_token_specs(config).items() if spec.role == "norm"}
+
+
+def _multi_token(config: ModelConfig) -> Iterator[Slot]:
+    specs, hidden = multi_token_specs(config), config.hidden_size
+    # both halves of its columns are padded
+    yield _slot("mtp.projection", "body", hidden, 2 * _up(hidden, 16), specs, (PROJECTION,))
+    yield from _attention(config, specs, "mtp.", f"{MTP_BLOCK}.")
+    yield from _ffn("mtp.", f"{MTP_BLOCK}.mlp.", hidden, config.intermediate_size, specs)
 
 
 def _up(value: int, multiple: int) -> int:
@@ -165,11 +184,7 @@ def _head(config: ModelConfig, specs: Specs) -> Slot:
 
 def _layer(config: ModelConfig, specs: Specs, layer: int) -> Iterator[Slot]:
     at, prefix, hidden = f"layers.{layer}.", f"model.layers.{layer}.", config.hidden_size
-    head = _up(config.head_dim, 16)
-    heads, kv = config.num_attention_heads * head, config.num_key_value_heads * head
-    q, k, v, o = (f"{prefix}self_attn.{part}_proj.weight" for part in "qkvo")
-    yield _slot(f"{at}qkv", "body", heads + 2 * kv, hidden, specs, (q, k, v))
-    yield _slot(f"{at}o", "body", hidden, heads, specs, (o,))
+    yield from _attention(config, specs, at, prefix)
     if not config.is_moe_layer(layer):
         yield from _ffn(at, f"{prefix}mlp.", hidden, config.intermediate_size, specs)
         return
@@ -179,6 +194,14 @@ def _layer(config: ModelConfig, specs: Specs, layer: int) -> Iterator[Slot]:
     if config.moe_num_shared_experts:
         shared = width * config.moe_num_shared_experts
         yield from _ffn(at, f"{prefix}mlp.shared_experts.", hidden, shared, specs)
+
+
+def _attention(config: ModelConfig, specs: Specs, at: str, prefix: str) -> Iterator[Slot]:
+    head, hidden = _up(config.head_dim, 16), config.hidden_size
+    heads, kv = config.num_attention_heads * head, config.num_key_value_heads * head
+    q, k, v, o = (f"{prefix}self_attn.{part}_proj.weight" for part in "qkvo")
+    yield _slot(f"{at}qkv", "body", heads + 2 * kv, hidden, specs, (q, k, v))
+    yield _slot(f"{at}o", "body", hidden, heads, specs, (o,))
 
 
 def _ffn(at: str, prefix: str, hidden: int, width: int, specs: Specs) -> Iterator[Slot]:

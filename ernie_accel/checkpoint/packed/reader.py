@@ -74,6 +74,11 @@ class PackedCheckpoint(Closing):
         """How the codes were chosen."""
         return self.header.recipe
 
+    @property
+    def multi_token(self) -> bool:
+        """Whether the directory holds what multi-token prediction has."""
+        return "mtp.projection" in self.header.matrices
+
     def packed(self, name: str) -> PackedMatrix:
         """Return the packed matrix of that name; its panels are a read-only view of the file.
 

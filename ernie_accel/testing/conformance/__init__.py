@@ -15,11 +15,11 @@ the judge.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ernie_accel.architecture import ModelConfig
-from ernie_accel.testing.conformance import limits, results
+from ernie_accel.testing.conformance import drafts, limits, results
 from ernie_accel.testing.conformance.subject import Subject, Tolerance, differences
 from ernie_accel.testing.tiny import tiny_config
 
@@ -54,6 +54,13 @@ _CHECKS: dict[Check, frozenset[str]] = {
     limits.check_select_errors: frozenset({"select"}),
     limits.check_park: frozenset({"park"}),
     limits.check_close: frozenset(),
+    drafts.check_drafts: frozenset({"draft"}),
+    drafts.check_drafts_and_steps: frozenset({"draft"}),
+    drafts.check_drafts_in_pieces: frozenset({"draft"}),
+    drafts.check_drafts_after_forks: frozenset({"draft"}),
+    drafts.check_drafts_in_a_batch: frozenset({"draft"}),
+    drafts.check_draft_errors: frozenset({"draft"}),
+    drafts.check_draft_memory: frozenset({"draft"}),
 }
 """Each check with the capabilities that it needs."""
 
@@ -74,7 +81,7 @@ class Case:
         """Say why the case does not apply to a backend; "" if it does."""
         if subject.tolerance is None and self.check in _PARITY:
             return "the backend does not compute the model"
-        with subject.runner(self.config) as runner:
+        with subject.runner(self.config, multi_token="draft" in self.needs) as runner:
             missing = self.needs - runner.info.capabilities
         return f"the backend lacks the capability {', '.join(sorted(missing))}" if missing else ""
 
@@ -124,7 +131,7 @@ def models() -> dict[str, ModelConfig]:
 
 
 def cases() -> list[Case]:
-    """Return every check on every model: results on all four models, limits on one."""
+    """Return every check on every model: results on all four models, limits on one, drafts on models that have them."""
     everywhere = [
         Case(check, model, config, needs)
         for check, needs in _CHECKS.items()
@@ -137,7 +144,13 @@ def cases() -> list[Case]:
         for check, needs in _CHECKS.items()
         if check.__module__ == limits.__name__
     ]
-    return everywhere + once
+    drafted = [
+        Case(check, model, replace(config, num_nextn_predict_layers=1), needs)
+        for check, needs in _CHECKS.items()
+        if check.__module__ == drafts.__name__
+        for model, config in models().items()
+    ]
+    return everywhere + once + drafted
 
 
 def run_conformance(subject: Subject) -> Report:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from ernie_accel.arithmetic import attend, rms_norm, rotary_angles, rotate, silu, softmax
+from ernie_accel.backends.array_cache import KvCache
 from ernie_accel.backends.base import LoadOptions, Step
-from ernie_accel.backends.reference import Ffn, KvCache, Moe, ReferenceBackend
+from ernie_accel.backends.reference import Ffn, Moe, ReferenceBackend
 from ernie_accel.errors import ArgumentError, CapacityError, CheckpointError, UnsupportedError
 from ernie_accel.testing import synthetic, tiny_config
 
