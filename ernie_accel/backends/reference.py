@@ -306,16 +306,15 @@ class ReferenceRunner(SequenceRunner[KvCache]):
 
     def _guesses(self, cache: KvCache, token: int, depth: int) -> tuple[int, ...]:
         """Compute the positions that are new, the last of which guesses; then one more for each further guess."""
-        assert self._weights is not None
-        assert self._weights.multi_token is not None
-        weights, more = self._weights, self._weights.multi_token
+        weights = self._weights
+        assert weights is not None
         cache.reserve(cache.length + depth - 1)
         ids = [*cache.ids[cache.predicted + 1 :], token]
         hidden = cache.hidden[cache.predicted : cache.length]
         span = Span(cache, cache.predicted, len(ids))
         guesses, eps = [], self._config.rms_norm_eps
         for _ in range(depth):
-            x = self._predict(weights, more, ids, hidden, span)
+            x = self._predict(weights, ids, hidden, span)
             hidden = rms_norm(x, weights.norm, eps)
             guesses.append(int(np.argmax(hidden @ weights.head.T)))
             ids = guesses[-1:]
@@ -323,11 +322,10 @@ class ReferenceRunner(SequenceRunner[KvCache]):
         cache.predicted = cache.length - 1  # what comes after them need not be ``token``
         return tuple(guesses)
 
-    def _predict(
-        self, weights: Weights, more: MultiToken, ids: list[int], hidden: Array, span: Span
-    ) -> Array:
+    def _predict(self, weights: Weights, ids: list[int], hidden: Array, span: Span) -> Array:
         """Return the last row [1, H] of the predicting layer; ids are the tokens after those of ``hidden`` [n, H]."""
-        eps = self._config.rms_norm_eps
+        eps, more = self._config.rms_norm_eps, weights.multi_token
+        assert more is not None
         embedded = rms_norm(weights.embedding[ids], more.emb_norm, eps)
         pairs = np.concatenate([embedded, rms_norm(hidden, more.hidden_norm, eps)], axis=1)
         x = pairs @ more.projection.T
@@ -352,8 +350,7 @@ class ReferenceBackend:
         widest = max(config.vocab_size, 3 * config.intermediate_size, 3 * context)
         layers = config.num_hidden_layers + options.multi_token
         token = 2 * 4 * layers * config.num_key_value_heads * config.head_dim
-        if options.multi_token:
-            token += 4 * (config.hidden_size + 1)
+        token += options.multi_token * 4 * (config.hidden_size + 1)
         return Footprint(
             kv_per_token=2 * token,
             scratch=4 * MAX_STEP_TOKENS * widest,

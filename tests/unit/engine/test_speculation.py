@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -274,9 +275,18 @@ def test_an_ended_request_is_kept_for_prompts_that_begin_like_it(bench: Bench, r
 @pytest.mark.usefixtures("eager")
 def test_cancelling_between_drafts_keeps_what_was_taken(bench: Bench, request_of: Ask) -> None:
     engine = bench.engine(reply=LOOP * 20, speculation="lookup")
-    handle = engine.submit(request_of([*LOOP, 3], max_tokens=100))
-    bench.runner.after = lambda number: handle.cancel() if number == 4 else None
-    done = handle.result()
+    handles: list[Any] = []
+    known = threading.Event()
+
+    def cancel(number: int) -> None:
+        if number == 4:
+            assert known.wait(20)
+            handles[0].cancel()
+
+    bench.runner.after = cancel
+    handles.append(engine.submit(request_of([*LOOP, 3], max_tokens=100)))
+    known.set()
+    done = handles[0].result()
     assert done.finish_reason == "cancelled"
     assert done.token_ids == tuple(LOOP * 20)[: len(done.token_ids)]
     assert bench.open_sequences() == 0
