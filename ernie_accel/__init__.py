@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from ernie_accel import testing
     from ernie_accel.backends.engine import Handle
     from ernie_accel.backends.native.backend import NativeOptions
+    from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRuntimeOptions, TensorRTOptions
     from ernie_accel.checkpoint import inspect
     from ernie_accel.conversation import Conversation
     from ernie_accel.diagnosis import Report, doctor
@@ -80,6 +81,7 @@ __all__ = [
     "DeadlineError",
     "EngineOptions",
     "ErnieAccelError",
+    "FastDeployRuntimeOptions",
     "FinishReason",
     "Handle",
     "HubError",
@@ -98,6 +100,7 @@ __all__ = [
     "Report",
     "SamplingParams",
     "Score",
+    "TensorRTOptions",
     "Timings",
     "TokenLogprob",
     "TokenStream",
@@ -124,6 +127,7 @@ _LATER = {
     "AsyncTokenStream": "ernie_accel.engine.stream",
     "Conversation": "ernie_accel.conversation",
     "EngineOptions": "ernie_accel.engine.options",
+    "FastDeployRuntimeOptions": "ernie_accel.backends.static_graph.fastdeploy_options",
     "Handle": "ernie_accel.backends.engine",
     "MemoryPlan": "ernie_accel.planner.plan",
     "Metrics": "ernie_accel.metrics",
@@ -131,6 +135,7 @@ _LATER = {
     "NativeOptions": "ernie_accel.backends.native.backend",
     "QuantizationReport": "ernie_accel.quant.report",
     "Report": "ernie_accel.diagnosis",
+    "TensorRTOptions": "ernie_accel.backends.static_graph.fastdeploy_options",
     "TokenStream": "ernie_accel.engine.stream",
     "advise": "ernie_accel.planner.advice",
     "doctor": "ernie_accel.diagnosis",

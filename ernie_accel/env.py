@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ernie_accel.errors import ArgumentError
 
-__all__ = ["ISA_LEVELS", "cache", "cache_limit", "isa", "threads"]
+__all__ = ["ISA_LEVELS", "cache", "cache_limit", "fastdeploy_python", "isa", "threads"]
 
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 """Instruction-set levels of the native backend, lowest first."""
@@ -67,3 +67,8 @@ def cache_limit() -> int:
     if not value.isdecimal():
         raise ArgumentError(f"ERNIE_ACCEL_CACHE_LIMIT={value!r}: must be a whole number of bytes")
     return int(value)
+
+
+def fastdeploy_python() -> str | None:
+    """``ERNIE_ACCEL_FASTDEPLOY_PYTHON``: the interpreter that has FastDeploy 1.x; None, our own, if unset."""
+    return os.environ.get("ERNIE_ACCEL_FASTDEPLOY_PYTHON", "").strip() or None

@@ -19,6 +19,7 @@ __all__ = [
     "memory_limit",
     "peak_memory",
     "physical_cores",
+    "processor_flags",
     "total_memory",
 ]
 
@@ -49,6 +50,15 @@ def affinity() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
+
+
+def processor_flags(root: Path = _ROOT) -> frozenset[str]:
+    """Return the features of the processor as Linux names them, "avx512_bf16" for instance; none elsewhere."""
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
 
 
 def physical_cores(root: Path, cpus: Collection[int]) -> int:

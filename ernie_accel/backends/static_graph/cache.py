@@ -111,12 +111,16 @@ class Cache:
         signature: Of the graph; gives the shape of a row.
         zeros: ``Executor.zeros``.
         max_context: No row needs more places.
+        max_rows: No arena may have more; None without a limit.
     """
 
-    def __init__(self, signature: Signature, zeros: Zeros, max_context: int) -> None:
+    def __init__(
+        self, signature: Signature, zeros: Zeros, max_context: int, max_rows: int | None = None
+    ) -> None:
         self._signature = signature
         self._zeros = zeros
         self._max_context = max_context
+        self._max_rows = max_rows
 
     def arena(self, rows: int, need: int, more: int = 0) -> Arena:
         """A new arena of at least ``need`` places, and about ``more`` to grow into while the context has them.
@@ -176,7 +180,8 @@ class Cache:
     def _new_home(self, sequences: Sequence[CachedSequence]) -> Arena:
         count = len(sequences)
         spare = count // 4 if count > 1 else 0  # so that the next to join need not move everybody
-        return self.arena(count + spare, max(sequence.length for sequence in sequences), BLOCK)
+        rows = count + spare if self._max_rows is None else min(count + spare, self._max_rows)
+        return self.arena(rows, max(sequence.length for sequence in sequences), BLOCK)
 
     def _close_gaps(self, arena: Arena, sequences: Sequence[CachedSequence]) -> None:
         """Move the highest rows into free ones below them."""

@@ -22,12 +22,14 @@ class ExecutorInfo:
         engine: Name and version of what computes, for instance ``"onnxruntime 1.32.0"``.
         empty_rows: Whether ``logit_rows`` and ``hidden_rows`` may be empty; otherwise each holds at least one row.
         empty_past: Whether C may be 0; otherwise the past has at least one place, which no length counts.
+        max_sequences: Largest B that it may be called with; None without a limit.
         details: What ``model.info`` and ``doctor`` show besides.
     """
 
     engine: str
     empty_rows: bool = True
     empty_past: bool = True
+    max_sequences: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -30,12 +30,15 @@ class Item:
     ids: npt.NDArray[np.int32]
 
 
-def make_groups(items: Sequence[Item]) -> list[list[Item]]:
-    """Divide a batch into parts that pad little: rows to the longest step, places to the longest past."""
+def make_groups(items: Sequence[Item], most: int | None = None) -> list[list[Item]]:
+    """Divide a batch into parts that pad little: rows to the longest step, places to the longest past.
+
+    A part has at most ``most`` steps; None is no limit.
+    """
     groups: list[list[Item]] = []
     for item in sorted(items, key=lambda i: (len(i.ids), i.sequence.length), reverse=True):
         for group in groups:
-            if _fits([*group, item]):
+            if len(group) != most and _fits([*group, item]):
                 group.append(item)
                 break
         else:

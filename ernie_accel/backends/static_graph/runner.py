@@ -54,7 +54,8 @@ class StaticGraphRunner(SequenceRunner[CachedSequence]):
         super().__init__(info, kv_tokens)
         self._executor = executor
         self._signature = signature
-        self._cache = Cache(signature, executor.zeros, info.max_context)
+        self._most = executor.info.max_sequences
+        self._cache = Cache(signature, executor.zeros, info.max_context, self._most)
 
     def free(self, seq: SequenceId) -> None:
         """Forget a sequence."""
@@ -68,6 +69,8 @@ class StaticGraphRunner(SequenceRunner[CachedSequence]):
 
     def close(self) -> None:
         """Drop graph and caches."""
+        for state in self._states.values():
+            state.release()  # arenas and their sequences hold each other
         super().close()
         self._executor.close()
 
@@ -81,7 +84,7 @@ class StaticGraphRunner(SequenceRunner[CachedSequence]):
         ids = check_batch(batch, self._info, self._growable_length)
         self._check_tokens(sum(map(len, ids)))
         items = [Item(i, step, self._state(step.seq), ids[i]) for i, step in enumerate(batch)]
-        calls = [(call, self._run(call)) for call in map(self._prepare, make_groups(items))]
+        calls = [(call, self._run(call)) for call in map(self._prepare, make_groups(items, self._most))]
         for item in items:
             self._cache.reserve(item.sequence, len(item.ids))
         results: dict[int, StepResult] = {}
