@@ -135,6 +135,9 @@ class Server:
         else:
             option.use_trt_backend()
             set_tensorrt(option.trt_option, **tensorrt)
+        os.chdir(
+            os.path.dirname(model)
+        )  # ONNX Runtime, which is given bytes, looks for files of weights there
         option.set_model_path(model, model_format=fastdeploy.ModelFormat.ONNX)
         self.runtime = fastdeploy.Runtime(option)
         self.on_gpu = device is not None

@@ -24,6 +24,7 @@ from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRunti
 from ernie_accel.backends.static_graph.interpreter import Interpreter
 from ernie_accel.backends.static_graph.worker import Worker
 from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.exported import ExportedCheckpoint
 from ernie_accel.errors import ArgumentError, BackendUnavailableError, UnsupportedError
 from ernie_accel.export.signature import Signature
 
@@ -105,9 +106,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
         """Write the graph while the child imports FastDeploy, and have it loaded."""
         worker.begin("import fastdeploy", op="start")
         with tempfile.TemporaryDirectory(prefix="ernie_accel-") as folder:
-            path = Path(folder, "step.onnx")
-            graph = replace(signature, precision=self._graph_precision(signature.precision))
-            self._write(path, checkpoint, graph, options)
+            path = self._graph(Path(folder), checkpoint, signature, options)
             found = worker.finish("import fastdeploy", own.load_timeout)
             special = self._special(path, signature, own)
             request = {"runtime": self.runtime, "model": str(path), **settings, **special.settings}
@@ -125,12 +124,26 @@ class FastDeployBackend(StaticGraphBackend[Any]):
             details=details,
         )
 
-    def _write(self, path: Path, checkpoint: Checkpoint, signature: Signature, options: LoadOptions) -> None:
-        from ernie_accel.backends.static_graph.graph_file import write_graph
-        from ernie_accel.export.onnx import OnnxBuilder
+    def _graph(
+        self, folder: Path, checkpoint: Checkpoint, signature: Signature, options: LoadOptions
+    ) -> Path:
+        """Return the graph's file, which is written into the folder unless the checkpoint is an exported one."""
+        if isinstance(checkpoint, ExportedCheckpoint):
+            if not self.groups_rows and checkpoint.config.moe_num_experts:
+                raise UnsupportedError(
+                    f"{checkpoint.directory}: backend {self.name!r} needs another form of a mixture of experts than "
+                    "the exported one; load the checkpoint that it was made of"
+                )
+            return checkpoint.graph_path("onnx").absolute()
+        from ernie_accel.export.onnx_file import write_onnx
+        from ernie_accel.export.onnx_precisions import make_builder
+        from ernie_accel.export.step import write_step
+        from ernie_accel.export.weights import StepWeights
 
-        builder = OnnxBuilder(groups_rows=self.groups_rows)
-        write_graph(path, checkpoint, signature, builder=builder, progress=options.progress)
+        graph = replace(signature, precision=self._graph_precision(signature.precision))
+        builder = make_builder(graph.precision, groups_rows=self.groups_rows)
+        write_step(builder, StepWeights(checkpoint, checkpoint.config), graph)
+        return folder / write_onnx(builder, folder, options.progress)
 
     def _settings(self, signature: Signature, options: LoadOptions) -> dict[str, Any]:
         """Return device and threads, as ``child.Server.open`` takes them."""

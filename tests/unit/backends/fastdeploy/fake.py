@@ -31,8 +31,10 @@ PACKAGES = Path(__file__).with_name("packages")
 class NoGraph:
     """Writes no graph: the fake reads none."""
 
-    def _write(self, path: Path, *rest: Any) -> None:
+    def _graph(self, folder: Path, *rest: Any) -> Path:
+        path = folder / "model.onnx"
         path.write_bytes(b"graph")
+        return path
 
 
 class Ort(NoGraph, FastDeployOrtBackend):
