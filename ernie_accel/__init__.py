@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from ernie_accel.backends.native.backend import NativeOptions
     from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRuntimeOptions, TensorRTOptions
     from ernie_accel.checkpoint import inspect
-    from ernie_accel.conversation import Conversation
+    from ernie_accel.conversation import Conversation, ConversationStream
     from ernie_accel.diagnosis import Report, doctor
     from ernie_accel.engine.options import EngineOptions
     from ernie_accel.engine.stream import AsyncTokenStream, TokenStream
-    from ernie_accel.metrics import Metrics
+    from ernie_accel.metrics import Histogram, Metrics
     from ernie_accel.model import Model
     from ernie_accel.planner.advice import Advice, advise
     from ernie_accel.planner.plan import MemoryPlan
@@ -78,12 +78,14 @@ __all__ = [
     "Completion",
     "ContextLengthError",
     "Conversation",
+    "ConversationStream",
     "DeadlineError",
     "EngineOptions",
     "ErnieAccelError",
     "FastDeployRuntimeOptions",
     "FinishReason",
     "Handle",
+    "Histogram",
     "HubError",
     "MemoryPlan",
     "Message",
@@ -126,9 +128,11 @@ _LATER = {
     "Advice": "ernie_accel.planner.advice",
     "AsyncTokenStream": "ernie_accel.engine.stream",
     "Conversation": "ernie_accel.conversation",
+    "ConversationStream": "ernie_accel.conversation",
     "EngineOptions": "ernie_accel.engine.options",
     "FastDeployRuntimeOptions": "ernie_accel.backends.static_graph.fastdeploy_options",
     "Handle": "ernie_accel.backends.engine",
+    "Histogram": "ernie_accel.metrics",
     "MemoryPlan": "ernie_accel.planner.plan",
     "Metrics": "ernie_accel.metrics",
     "Model": "ernie_accel.model",

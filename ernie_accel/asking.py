@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ernie_accel.engine.defaults import settle
 from ernie_accel.engine.request import Request, Turn, check_ids, check_priority, deadline_of
-from ernie_accel.engine.structured import Compiler, Constraint
+from ernie_accel.engine.structured import Compiler
 from ernie_accel.errors import ArgumentError, TokenizerError
 from ernie_accel.generation import Ids, TextOrIds
 from ernie_accel.loading import Loaded
@@ -47,7 +48,7 @@ class Asking:
         *,
         turn: bool,
     ) -> list[Request]:
-        """Make one request for each prompt; raise what is wrong with any of them."""
+        """Make one request for each prompt; raise what is wrong with any of them, but for their structure."""
         self._check_params(params)
         check_priority(priority)
         arrival, deadline = time.perf_counter(), deadline_of(timeout)
@@ -60,11 +61,31 @@ class Asking:
                 arrival=arrival,
                 priority=priority,
                 deadline=deadline,
-                constraint=self._constraint(params, ends, turn),
                 parse=self._parse_reply if turn and self._tokenizer is not None else None,
             )
             for index, prompt in enumerate(prompts)
         ]
+
+    def is_led(self, request: Request) -> bool:
+        """Whether ``led`` has work to do, for up to some hundreds of milliseconds."""
+        return bool(request.params.structure) and "structure" not in self._capabilities
+
+    def led(self, request: Request) -> Request:
+        """Return the request with the constraint that its structure asks for.
+
+        Raises:
+            ArgumentError: The structure has a mistake, or is too large.
+            MissingExtraError: llguidance is not installed.
+        """
+        if not self.is_led(request):
+            return request
+        tokenizer = self.need_tokenizer("an output with a structure")
+        assert self._compiler is not None, "there is one where there is a tokenizer"
+        in_thought = request.parse is not None and tokenizer.opens_thought
+        constraint = self._compiler.constraint(
+            request.params.structure, request.stop_ids, in_thought=in_thought
+        )
+        return replace(request, constraint=constraint)
 
     def turn(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
@@ -123,17 +144,11 @@ class Asking:
     def _parse_reply(self, ids: Sequence[int], text: str) -> Reply:
         return self.need_tokenizer("chat").reply_of(ids, text)
 
-    def _constraint(self, params: SamplingParams, ends: frozenset[int], turn: bool) -> Constraint | None:
-        structure = params.structure
-        if not structure or "structure" in self._capabilities:
-            return None
-        tokenizer = self.need_tokenizer("an output with a structure")
-        assert self._compiler is not None, "there is one where there is a tokenizer"
-        return self._compiler.constraint(structure, ends, in_thought=turn and tokenizer.opens_thought)
-
     def _check_params(self, params: SamplingParams) -> None:
         if params.stop and "text" not in self._capabilities:
             self.need_tokenizer("stop=...")
+        if params.structure and "structure" not in self._capabilities:
+            self.need_tokenizer("an output with a structure")
         for token_id in params.stop_token_ids:
             if token_id >= self.vocab_size:
                 raise ArgumentError(

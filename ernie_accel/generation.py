@@ -14,7 +14,7 @@ from typing_extensions import TypeIs, Unpack
 from ernie_accel.engine.request import Handle, Request, Turn
 from ernie_accel.engine.stream import AsyncTokenStream, TokenStream, completed
 from ernie_accel.errors import ArgumentError
-from ernie_accel.progress import reporting
+from ernie_accel.progress import check_progress, reporting
 from ernie_accel.signatures import override, single, spelled_out
 from ernie_accel.types import Completion, Progress, Sampling, SamplingParams
 
@@ -96,6 +96,7 @@ class Generation(ABC):
             ClosedError: The model was closed.
         """
         settings = override(params, sampling)
+        check_progress(progress)
         if is_one(prompt):
             return self._all_of(self._requests([prompt], settings, timeout, priority), False)[0]
         requests = self._requests(list(prompt), settings, timeout, priority)
@@ -144,6 +145,8 @@ class Generation(ABC):
             QueueFullError: The queue is full, and ``block`` is false.
         """
         settings = override(params, sampling)
+        if not isinstance(block, bool):
+            raise ArgumentError(f"block={block!r}: must be True or False; timeout=... takes seconds")
         if not is_one(prompt):
             raise ArgumentError("prompt: submit takes one prompt; call it for each of them")
         (request,) = self._requests([prompt], settings, timeout, priority)

@@ -15,7 +15,7 @@ from typing import Any
 from ernie_accel.errors import ArgumentError, CheckpointError, HubError, MissingExtraError
 from ernie_accel.types import Progress
 
-__all__ = ["is_hub_id", "local_path", "resolve"]
+__all__ = ["check_hub_options", "is_hub_id", "local_path", "resolve"]
 
 # What a text checkpoint needs, at the top of the repository: weights, configuration, tokenizer, chat template.
 _WEIGHTS = "*.safetensors"
@@ -28,6 +28,14 @@ _HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpx2", "httpcore")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(f"{_PART}/{_PART}")
+
+
+def check_hub_options(revision: object, cache_dir: object) -> None:
+    """Raise ArgumentError for what no hub id could take, whatever the source is."""
+    if revision is not None and not isinstance(revision, str):
+        raise ArgumentError(f"revision={revision!r}: must be None or the name of a branch, tag or commit")
+    if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
+        raise ArgumentError(f"cache_dir={cache_dir!r}: must be None or the path of a directory")
 
 
 def is_hub_id(text: str) -> bool:

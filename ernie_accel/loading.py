@@ -18,6 +18,7 @@ from ernie_accel.engine.local import LocalEngine
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.request import Engine
 from ernie_accel.errors import ArgumentError, UnsupportedError
+from ernie_accel.hub import check_hub_options
 from ernie_accel.place import Place, Source, check_in_memory, find
 from ernie_accel.progress import reporting
 from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams
@@ -59,6 +60,7 @@ def load(
 ) -> Loaded:
     """Resolve, open and load. Arguments and errors are those of ``Model.load``."""
     check_options(options)
+    check_hub_options(revision, cache_dir)
     if engine is not None and not isinstance(engine, EngineOptions):
         raise ArgumentError(f"engine={engine!r}: must be None or EngineOptions(...)")
     choice = registry.pick(backend_name, options)

@@ -68,14 +68,17 @@ class Metrics:
     """A model's counters since it was loaded, and its state now.
 
     Attributes:
-        counters: Only ever grow: ``requests_stop``, ``requests_length``, ``requests_cancelled``, ``requests_failed``,
-            ``prompt_tokens`` (of started requests), ``cached_tokens`` (of them not computed again),
-            ``generated_tokens``, ``steps``, ``computed_tokens``, ``preemptions``, ``drafted_tokens`` and
-            ``accepted_tokens`` (of speculation).
-        gauges: ``waiting``, ``running`` (requests), ``kv_free_tokens``, ``kv_used_tokens``, ``kv_kept_tokens`` and
-            ``kept_sequences`` (of ended requests, for later ones).
-        histograms: ``queue_seconds``, ``time_to_first_token_seconds``, ``inter_token_seconds``, ``request_seconds``,
-            ``step_seconds``, ``batch_size`` (requests in a step), ``step_tokens``.
+        counters: Only ever grow. One for each request that has ended, by how its first completion ended:
+            ``requests_stop``, ``requests_length``, ``requests_cancelled``, ``requests_failed``; for further
+            completions of ``n`` above 1: ``alternatives``; for texts of score, embed and logits: ``texts``. Tokens of
+            all three kinds: ``prompt_tokens`` (of those that were started), ``cached_tokens`` (of them not computed
+            again), ``computed_tokens``; ``generated_tokens`` of all completions. Of the engine: ``steps``,
+            ``preemptions``, ``drafted_tokens`` and ``accepted_tokens`` (of speculation).
+        gauges: Of all three kinds: ``waiting``, ``running``; ``kv_free_tokens``, ``kv_used_tokens``,
+            ``kv_kept_tokens`` and ``kept_sequences`` (of what has ended, for later requests).
+        histograms: A value for each request: ``queue_seconds``, ``request_seconds``; for each completion:
+            ``time_to_first_token_seconds``, and for each of its other tokens ``inter_token_seconds``; for each step:
+            ``step_seconds``, ``batch_size`` (sequences in it), ``step_tokens``.
     """
 
     counters: Mapping[str, int]

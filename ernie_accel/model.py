@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -329,9 +330,11 @@ class Model(Generation, Closing):
         return requests
 
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
-        return self._engine.submit_all(requests, block=block)
+        return self._engine.submit_all([self._asking.led(request) for request in requests], block=block)
 
     async def _astart(self, request: Request) -> Handle:
+        if self._asking.is_led(request):  # a grammar may take long to work out, or wait for another's
+            request = await asyncio.to_thread(self._asking.led, request)
         return await self._line.submit(request)
 
     def _need(self, capability: str) -> None:

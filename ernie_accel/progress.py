@@ -11,7 +11,15 @@ from typing import Any
 from ernie_accel.errors import ArgumentError
 from ernie_accel.types import Progress
 
-__all__ = ["reporting"]
+__all__ = ["check_progress", "reporting"]
+
+
+def check_progress(progress: object) -> None:
+    """Raise ArgumentError unless it is what ``reporting`` takes."""
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise ArgumentError(
+            f"progress={progress!r}: must be None, True, False or a callable(stage, done, total)"
+        )
 
 
 @contextmanager
@@ -26,10 +34,7 @@ def reporting(progress: bool | Progress | None, *, unit: str = "B") -> Iterator[
     Raises:
         ArgumentError: It is something else.
     """
-    if progress is not None and not isinstance(progress, bool) and not callable(progress):
-        raise ArgumentError(
-            f"progress={progress!r}: must be None, True, False or a callable(stage, done, total)"
-        )
+    check_progress(progress)
     if callable(progress):
         yield progress
     elif progress or (progress is None and (_in_terminal() or _in_notebook())):

@@ -36,7 +36,7 @@ from ernie_accel.backends.base import (
 from ernie_accel.backends.checks import check_batch, check_context, check_drafts, check_plain_cpu
 from ernie_accel.backends.registry import check_precision
 from ernie_accel.backends.sequences import SequenceRunner
-from ernie_accel.checkpoint.base import Checkpoint, to_float32
+from ernie_accel.checkpoint.base import Checkpoint, check_vector, to_float32
 from ernie_accel.errors import ArgumentError, CapacityError, ClosedError, UnsupportedError
 from ernie_accel.types import Progress
 
@@ -140,7 +140,9 @@ class WeightReader:
 
     def __call__(self, name: str) -> Array:
         """Return one tensor by its name."""
-        return self._counted(to_float32(self._checkpoint.tensor(name)))
+        tensor = self._checkpoint.tensor(name)
+        check_vector(name, tensor)
+        return self._counted(to_float32(tensor))
 
     def matrix(self, name: str) -> Array:
         """Return one matrix that is multiplied; of a ``QuantisedCheckpoint`` what its codes stand for."""

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ernie_accel.architecture.config import ModelConfig
+from ernie_accel.errors import CheckpointError
 from ernie_accel.types import ModelInfo
 
-__all__ = ["Checkpoint", "StoredDtype", "Tensor", "has_multi_token", "to_float32"]
+__all__ = ["Checkpoint", "StoredDtype", "Tensor", "check_vector", "has_multi_token", "to_float32"]
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 
@@ -43,6 +44,22 @@ def to_float32(tensor: Tensor) -> npt.NDArray[np.float32]:
 def has_multi_token(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint says that ``tensor`` serves multi-token prediction (``multi_token``, False where absent)."""
     return bool(getattr(checkpoint, "multi_token", False))
+
+
+def check_vector(name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError if a tensor of one dimension, such as a norm's weight, holds NaN or infinity.
+
+    Every token is multiplied by those, and looking costs nothing. Matrices are not looked at: a token that meets a bad
+    value there fails when it is drawn.
+    """
+    if tensor.data.ndim != 1:
+        return
+    bad = np.flatnonzero(~np.isfinite(to_float32(tensor)))
+    if len(bad):
+        raise CheckpointError(
+            f"{name}: holds NaN or infinity, first at index {bad[0]}; the file is damaged, or the weights are of a "
+            "training that failed: get it again"
+        )
 
 
 class Checkpoint(Protocol):

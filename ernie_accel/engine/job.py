@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ernie_accel.backends.base import SequenceId, Step, StepResult
 from ernie_accel.bell import Bell
@@ -34,6 +34,8 @@ class Job(ABC):
         deadline: ``time.monotonic()`` from which on the job is no use to anybody.
 
     Attributes:
+        kind: What it is in the statistics: a "request" for a completion, an "alternative" of one, or a "text" that is
+            read.
         tokens: All ids that are known: the prompt, then what was drawn.
         computed: How many of them the sequence holds.
         cached: How many of them it began with, computed earlier for another job.
@@ -50,6 +52,8 @@ class Job(ABC):
         guide: What its output is led by, None if it is free.
         drafter: What guesses the tokens to come, None if nothing does.
     """
+
+    kind: Literal["request", "alternative", "text"] = "text"
 
     def __init__(self, tokens: list[int], *, priority: int = 0, deadline: float = math.inf) -> None:
         self.tokens = tokens

@@ -25,7 +25,7 @@ from ernie_accel.engine.scheduler import Scheduler
 from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.worker import Worker
 from ernie_accel.engine.writer import Limits, Writer
-from ernie_accel.errors import ContextLengthError, QueueFullError, UnsupportedError
+from ernie_accel.errors import ArgumentError, ContextLengthError, QueueFullError, UnsupportedError
 from ernie_accel.stop import Decoder
 from ernie_accel.types import Score
 
@@ -33,6 +33,9 @@ __all__ = ["LocalEngine"]
 
 READ_AHEAD = 256
 """Most texts of one call that wait to be read: enough for every batch, and others need not wait for all of them."""
+
+MOST_COMPLETIONS = 1024
+"""Of one prompt, unless the queue holds more: each takes memory before anything is computed."""
 
 
 class LocalEngine:
@@ -110,6 +113,12 @@ class LocalEngine:
 
     def _handle(self, request: Request) -> RequestHandle[Writer]:
         self.check(request.token_ids)
+        most = max(MOST_COMPLETIONS, self._options.queue_size)
+        if request.params.n > most:
+            raise ArgumentError(
+                f"n={request.params.n}: must be at most {most}; ask again for more, or load the model with "
+                "EngineOptions(queue_size=...)"
+            )
         writers = [
             Writer(request, self._limits, self._decoder() if self._decoder else None, self._recorder, index)
             for index in range(request.params.n)

@@ -24,6 +24,8 @@ class Recorder:
             "steps",
             "computed_tokens",
             "preemptions",
+            "alternatives",
+            "texts",
         )
         self._counters |= dict.fromkeys([*more, "drafted_tokens", "accepted_tokens"], 0)
         seconds = ("queue", "time_to_first_token", "inter_token", "request", "step")
@@ -35,7 +37,8 @@ class Recorder:
         """A job was given its sequence, for the first time or again."""
         if not job.started:
             job.started = time.perf_counter()
-            self._series["queue_seconds"].note(job.started - job.arrived)
+            if job.kind == "request":
+                self._series["queue_seconds"].note(job.started - job.arrived)
             self._counters["prompt_tokens"] += len(job.tokens)
             self._counters["cached_tokens"] += job.cached
 
@@ -69,8 +72,11 @@ class Recorder:
 
     def ended(self, job: Job) -> None:
         """A job ended."""
-        self._counters[f"requests_{job.outcome}"] += 1
-        self._series["request_seconds"].note(time.perf_counter() - job.arrived)
+        if job.kind == "request":
+            self._counters[f"requests_{job.outcome}"] += 1
+            self._series["request_seconds"].note(time.perf_counter() - job.arrived)
+        else:
+            self._counters["alternatives" if job.kind == "alternative" else "texts"] += 1
 
     def snapshot(self, gauges: Mapping[str, int]) -> Metrics:
         """Return everything counted so far."""

@@ -11,6 +11,7 @@ from ernie_accel.backends.base import Runner, Step, StepResult
 from ernie_accel.backends.engine import closed
 from ernie_accel.bell import Bell
 from ernie_accel.engine.budget import TOKENS_PER_STEP, Budget
+from ernie_accel.engine.failures import alone, failed
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.metrics import Recorder
 from ernie_accel.engine.options import EngineOptions
@@ -18,7 +19,7 @@ from ernie_accel.engine.prefix import PrefixCache
 from ernie_accel.engine.request import late
 from ernie_accel.engine.speculation import Speculation
 from ernie_accel.engine.structured import Guide
-from ernie_accel.errors import BackendError, CapacityError, ErnieAccelError
+from ernie_accel.errors import CapacityError
 
 __all__ = ["Scheduler"]
 
@@ -96,7 +97,7 @@ class Scheduler:
                 if not job.done:
                     job.cancel()
             except Exception as error:  # for example of a decoder: it must end nevertheless
-                job.fail(_failure(error))
+                job.fail(failed(error, self._info.backend))
             self._leave_queue(job)
         try:
             self._take_out()
@@ -207,7 +208,7 @@ class Scheduler:
         except CapacityError as error:  # for instance since a fork is a copy here
             if self._running or self.prefixes.evict():
                 return -1
-            job.fail(_alone(error, len(job.tokens)))
+            job.fail(alone(error, len(job.tokens)))
             self._take_out()
             return None
         job.computed = job.cached = fork.length if fork else 0
@@ -303,7 +304,7 @@ class Scheduler:
             try:
                 job.accept(count, result)
             except Exception as error:  # for example logits that are NaN: the others are sound
-                job.fail(error)
+                job.fail(failed(error, self._info.backend))
             if job.computed != held:  # drafts were wrong, or the answer could not be taken
                 self._runner.truncate(step.seq, job.computed)
             over = over or job.done
@@ -315,7 +316,7 @@ class Scheduler:
         self._resync()
         needed = _without_drafts(batch)
         if len(batch) == 1 and needed == batch:
-            batch[0][0].fail(error)
+            batch[0][0].fail(failed(error, self._info.backend))
             self._take_out()
             return
         for entry in needed:
@@ -326,7 +327,7 @@ class Scheduler:
         """Send the youngest of the lowest priority back to wait; fail it if it is the only one."""
         victim = min(self._running, key=lambda job: (job.priority, -job.arrival))
         if len(self._running) == 1:
-            victim.fail(_alone(error, len(victim.tokens)))
+            victim.fail(alone(error, len(victim.tokens)))
         self._release(victim)
         if not victim.done:
             self._recorder.preempted()
@@ -352,7 +353,7 @@ class Scheduler:
 
     def _fail_all(self, error: BaseException) -> None:
         for job in self._all():
-            job.fail(_failure(error))
+            job.fail(failed(error, self._info.backend))
         try:
             self._take_out()
         except Exception:  # the Runner is beyond repair: forget what it holds
@@ -383,21 +384,3 @@ def _prepare_masks(batch: Batch) -> None:
 
 def _without_drafts(batch: Batch) -> Batch:
     return [(job, min(count, job.pending)) for job, count in batch]
-
-
-def _failure(error: BaseException) -> BaseException:
-    """Return what a request raises; one of its own, since raising writes into it."""
-    if isinstance(error, ErnieAccelError) or not isinstance(error, Exception):
-        return error
-    failure = BackendError(f"a step failed: {error!r}")
-    failure.__cause__ = error
-    return failure
-
-
-def _alone(error: CapacityError, tokens: int) -> CapacityError:
-    advice = "shorten the prompt, lower max_tokens, or load the model with a larger memory_limit"
-    failure = CapacityError(
-        f"{tokens} tokens do not fit in memory, although nothing else runs: {error}; {advice}"
-    )
-    failure.__cause__ = error
-    return failure

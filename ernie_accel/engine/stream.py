@@ -80,6 +80,8 @@ class AsyncTokenStream:
         self._begin = begin
         self._handle: Handle | None = None
         self._cancelled = False
+        self._count = 0
+        self._reason: str | None = None
         self._beginning = asyncio.Lock()
 
     def __aiter__(self) -> AsyncTokenStream:
@@ -90,6 +92,8 @@ class AsyncTokenStream:
         while True:
             chunk = handle.take()
             if chunk is not None:
+                self._count += len(chunk.token_ids)
+                self._reason = chunk.finish_reason
                 return chunk
             if handle.exhausted:
                 raise StopAsyncIteration
@@ -102,6 +106,9 @@ class AsyncTokenStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
+
+    def __repr__(self) -> str:
+        return f"<AsyncTokenStream: {self._count} tokens, {self._reason or 'not at its end'}>"
 
     def cancel(self) -> None:
         """End the generation within one step. Harmless after the end."""

@@ -55,6 +55,7 @@ class Writer(Job):
         self, request: Request, limits: Limits, decoder: Decoder | None, recorder: Recorder, index: int = 0
     ) -> None:
         super().__init__(list(request.token_ids), priority=request.priority, deadline=request.deadline)
+        self.kind = "alternative" if index else "request"
         self.arrived = request.arrival
         self.output = Output(decoder, request.params.stop)
         self.progress = Bell()

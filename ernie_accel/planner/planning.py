@@ -11,6 +11,7 @@ from ernie_accel.backends import registry
 from ernie_accel.backends.accelerator import FORMATS, MAX_SEQUENCES, accelerator_footprint
 from ernie_accel.backends.base import LoadOptions
 from ernie_accel.errors import ArgumentError, UnsupportedError
+from ernie_accel.hub import check_hub_options
 from ernie_accel.planner.changes import changes_of
 from ernie_accel.planner.degrees import Degree, Wishes, choose_degrees
 from ernie_accel.planner.devices import Device, Devices, find_devices
@@ -89,6 +90,7 @@ def plan(
         UnsupportedError: The backend or device lacks what was asked for.
         HubError: A hub id cannot be resolved.
     """
+    check_hub_options(revision, cache_dir)
     subject = find_subject(model, revision=revision, cache_dir=cache_dir)
     found = find_devices(devices, threads=threads, probe=probe)
     name, estimate = _backend(backend, found)

@@ -22,6 +22,9 @@ __all__ = ["Calibration", "Split", "split_ids"]
 Calibration = str | os.PathLike[str] | Sequence[str] | Sequence[Sequence[int]]
 """Path of a text or JSON-lines file, texts, or sequences of token ids."""
 
+LEAST = 64
+"""Tokens below which a text says too little of a model's inputs to fit anything to them."""
+
 HELD_OUT = 4096
 """Tokens that are kept for judging, where the text has so many more than the recipe wants; else a tenth of it."""
 
@@ -41,7 +44,7 @@ def split_ids(
     """Read what the user gave, or the built-in text.
 
     Raises:
-        ArgumentError: It is of another kind, or empty.
+        ArgumentError: It is of another kind, or has fewer than ``LEAST`` tokens.
         TokenizerError: It is text and the checkpoint has no tokenizer.
     """
     more = replace(recipe, tokens=recipe.tokens + HELD_OUT)
@@ -51,6 +54,12 @@ def split_ids(
         whole = ids_of_texts(_read_texts(Path(calibration)), config, tokenizer, more)
     else:
         whole = _given(calibration, config, tokenizer, more)
+    count = sum(map(len, whole.sequences))
+    if calibration is not None and count < LEAST:
+        raise ArgumentError(
+            f"calibration: holds {count} tokens and must hold at least {LEAST}; {recipe.tokens:,} of the kind of text "
+            "that the model will see are best"
+        )
     return _split(whole, recipe)
 
 

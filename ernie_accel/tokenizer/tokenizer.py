@@ -165,7 +165,12 @@ class Tokenizer:
         Args:
             reply: What the model wrote behind the words that begin the assistant's turn: text, or better ids, since
                 a vocabulary may have the marks of the format as special tokens, which text leaves out.
+
+        Raises:
+            ArgumentError: It is neither, or an id is not in [0, vocab_size).
         """
+        if not isinstance(reply, Iterable) or isinstance(reply, (bytes, bytearray)):
+            raise ArgumentError(f"reply={reply!r}: must be a text or token ids")
         text = reply if isinstance(reply, str) else self._with_marks(reply)
         return parse_reply(text, in_thought=self.opens_thought)
 

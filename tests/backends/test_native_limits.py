@@ -11,8 +11,8 @@ import pytest
 
 from ernie_accel.backends.base import LoadOptions, Runner, Select, Step
 from ernie_accel.backends.registry import available, get
-from ernie_accel.errors import ArgumentError, BackendError
-from ernie_accel.testing import synthetic, tiny_config
+from ernie_accel.errors import ArgumentError, BackendError, CheckpointError
+from ernie_accel.testing import SyntheticCheckpoint, synthetic, tiny_config
 
 if not available()["native"].ok:
     pytest.skip("the native backend is not available", allow_module_level=True)
@@ -104,19 +104,31 @@ def test_an_empty_step_gives_nothing() -> None:
     assert opened().forward([]) == []
 
 
-def test_logits_that_are_no_numbers_are_an_error_and_the_sequence_stays() -> None:
+def poisoned(poison: str) -> SyntheticCheckpoint:
+    """A checkpoint one of whose tensors holds NaN alone."""
     checkpoint = synthetic(DENSE)
     plain = checkpoint.tensor
 
-    def poisoned(name: str) -> Any:
-        tensor = plain(name)
-        if name != "model.norm.weight":
-            return tensor
-        data = np.full(tensor.data.shape, 0x7FC0, np.uint16)
-        return type(tensor)(data=data, dtype="bfloat16")
+    def tensor(name: str) -> Any:
+        found = plain(name)
+        if name != poison:
+            return found
+        return type(found)(data=np.full(found.data.shape, 0x7FC0, np.uint16), dtype="bfloat16")
 
-    checkpoint.tensor = poisoned  # type: ignore[method-assign]
-    runner = get("native").open(checkpoint, LoadOptions(memory_limit=1 << 20))
+    checkpoint.tensor = tensor  # type: ignore[method-assign]
+    return checkpoint
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("poison", ["model.norm.weight", "model.layers.1.input_layernorm.weight"])
+def test_norms_that_are_no_numbers_are_noticed_when_they_are_loaded(name: str, poison: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{poison}: holds NaN or infinity, first at index 0"):
+        get(name).open(poisoned(poison), LoadOptions(precision="fp32", memory_limit=1 << 20))
+
+
+def test_logits_that_are_no_numbers_are_an_error_and_the_sequence_stays() -> None:
+    checkpoint = poisoned("model.layers.0.mlp.down_proj.weight")
+    runner = get("native").open(checkpoint, LoadOptions(precision="fp32", memory_limit=1 << 20))
     seq = runner.open()
     with pytest.raises(BackendError, match="NaN"):
         runner.forward([Step(seq, [1], output="select", select=Select())])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import shutil
@@ -402,3 +403,29 @@ def test_more_prompts_than_sequences(load_mock: LoadMock) -> None:
     with load_mock("abc", max_batch=2) as model:
         assert [c.text for c in model.generate(["x"] * 7)] == ["abc"] * 7
         assert sequences(model) == 0
+
+
+def test_values_that_no_call_takes(model: ea.Model) -> None:
+    with pytest.raises(ea.ArgumentError, match="block=3: must be True or False"):
+        model.submit("x", block=3)  # type: ignore[arg-type]
+    with pytest.raises(ea.ArgumentError, match="progress=3: must be None, True, False or a callable"):
+        model.generate("x", progress=3)  # type: ignore[call-overload]
+    with pytest.raises(ea.ArgumentError, match="n=1000000: must be at most 1024"):
+        model.generate("x", n=1_000_000)
+    assert model.tokenizer is not None
+    for reply in (5, None, b"text"):
+        with pytest.raises(ea.ArgumentError, match="must be a text or token ids"):
+            model.tokenizer.parse_reply(reply)  # type: ignore[arg-type]
+    with pytest.raises(ea.ArgumentError):
+        model.tokenizer.parse_reply(["a"])  # type: ignore[list-item]
+
+
+def test_async_streams_say_how_far_they_are(model: ea.Model) -> None:
+    async def main() -> None:
+        stream = model.astream("x", max_tokens=2, ignore_eos=True)
+        assert repr(stream) == "<AsyncTokenStream: 0 tokens, not at its end>"
+        async for _ in stream:
+            pass
+        assert repr(stream) == "<AsyncTokenStream: 2 tokens, length>"
+
+    asyncio.run(main())

@@ -55,6 +55,8 @@ def test_a_directory_without_tokenizer_says_where(tmp_path: Path) -> None:
         ({"tensor_parallel": 0}, "tensor_parallel=0: must be a whole number of at least 1 or 'auto'"),
         ({"progress": 3}, "progress=3"),
         ({"revision": "main"}, "revision"),
+        ({"revision": 5}, "revision=5: must be None or the name of a branch"),
+        ({"cache_dir": 5}, "cache_dir=5: must be None or the path of a directory"),
     ],
 )
 def test_options_that_can_never_work(checkpoint_directory: Path, option: dict[str, Any], match: str) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,38 @@ def test_conversation_of_a_model_that_thinks(load_thinking: Callable[[str], ea.M
         assert chosen is not None
         assert chosen.content in ("left", "right")
         assert chosen.thinking is not None
+
+
+def test_a_grammar_is_worked_out_off_the_event_loop(
+    native: ea.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = native._asking._compiler
+    assert compiler is not None
+    working, go_on = threading.Event(), threading.Event()
+    make = compiler.constraint
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        working.set()
+        assert go_on.wait(20)
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(compiler, "constraint", slow)
+
+    async def main() -> None:
+        cancelled = asyncio.create_task(native.agenerate("x", choices=["ab", "cd"]))
+        kept = asyncio.create_task(native.agenerate("x", choices=["ab", "cd"]))
+        while not working.is_set():
+            await asyncio.sleep(0.001)
+        assert (await native.agenerate("x", max_tokens=2, ignore_eos=True)).finish_reason == "length"
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        go_on.set()
+        assert (await kept).text in ("ab", "cd")
+        stream = native.astream("x", choices=["ab", "cd"])
+        assert "".join([chunk.text async for chunk in stream]) in ("ab", "cd")
+        with pytest.raises(ea.ArgumentError, match="json_schema="):
+            await native.agenerate("x", json_schema={"type": "strin"})
+
+    asyncio.run(main())
+    assert native.metrics().gauges["running"] == native.metrics().gauges["waiting"] == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +97,31 @@ def test_sizes_and_counts_for_people() -> None:
         "21.83 B",
     ]
     assert display.text_table([("a", "x\ny"), ("long", "z")]) == "a     x\n      y\nlong  z"
+
+
+def test_what_public_methods_return_is_exported() -> None:
+    """Names in the annotations of the classes that users meet first."""
+    from ernie_accel.conversation import ConversationStream
+    from ernie_accel.metrics import Histogram
+
+    assert ea.ConversationStream is ConversationStream
+    assert ea.Histogram is Histogram
+    returned = set()
+    for cls in (ea.Model, ea.Conversation, ea.Metrics, ea.TokenStream, ea.AsyncTokenStream):
+        for base in cls.__mro__:
+            for member in (value for name, value in vars(base).items() if not name.startswith("_")):
+                annotations = getattr(getattr(member, "fget", member), "__annotations__", {})
+                returned |= set(re.findall(r"[A-Z][A-Za-z]+", str(annotations.get("return", ""))))
+        returned |= set(re.findall(r"[A-Z][A-Za-z]+", str(vars(cls).get("__annotations__", {}))))
+    ours = {name for name in returned if _is_ours(name)}
+    assert {"Completion", "ConversationStream", "Handle", "Histogram", "Metrics"} <= ours
+    assert ours - set(ea.__all__) <= {
+        "ModelConfig",
+        "Profiling",
+        "Tokenizer",
+    }  # described where they are used
+
+
+def _is_ours(name: str) -> bool:
+    modules = [module for key, module in sys.modules.items() if key.startswith("ernie_accel.")]
+    return any(getattr(getattr(m, name, None), "__module__", "").startswith("ernie_accel.") for m in modules)

@@ -12,7 +12,7 @@ from ernie_accel.architecture.multi_token import (
     PROJECTION,
     check_multi_token,
 )
-from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.base import Checkpoint, check_vector
 from ernie_accel.checkpoint.packed import PackedCheckpoint, units
 from ernie_accel.errors import CapacityError, CheckpointError
 from ernie_accel.types import Progress
@@ -49,6 +49,7 @@ class TensorSource:
         from ernie_accel import _native
 
         tensor = self._checkpoint.tensor(name)
+        check_vector(name, tensor)
         self._done += tensor.data.nbytes if self._quantised is None else tensor.data.size
         return _native.Tensor(tensor.data, tensor.dtype)
 

@@ -9,7 +9,7 @@ import pytest
 from ernie_accel.backends.base import Step, StepResult
 from ernie_accel.engine.request import Request, alternative_seed
 from ernie_accel.engine.stream import TokenStream
-from ernie_accel.errors import BackendError, CapacityError, ClosedError, ContextLengthError
+from ernie_accel.errors import ArgumentError, BackendError, CapacityError, ClosedError, ContextLengthError
 from ernie_accel.types import Completion
 
 if TYPE_CHECKING:
@@ -238,6 +238,40 @@ def test_one_bad_request_does_not_hurt_the_others(bench: Bench, request_of: Ask)
     with pytest.raises(BackendError, match="poison"):
         bad.result()
     assert bench.open_sequences() == 0
+
+
+def test_what_a_runner_raises_names_the_backend_and_the_engine_goes_on(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(reply="abc")
+
+    def break_(number: int) -> None:
+        raise RuntimeError("out of ink")
+
+    bench.runner.before = break_
+    handles = [engine.submit(request_of([n])) for n in (5, 6)]
+    failures = []
+    for handle in handles:
+        with pytest.raises(
+            BackendError, match=r"backend 'scripted' failed in a step: RuntimeError\('out of ink'\)"
+        ) as e:
+            handle.result()
+        assert isinstance(e.value.__cause__, RuntimeError)
+        failures.append(e.value)
+    assert failures[0] is not failures[1]
+    with pytest.raises(BackendError, match="out of ink"):
+        engine.logits([1, 2])
+    bench.runner.before = lambda number: None
+    assert engine.submit(request_of()).result().text == "abc"
+    assert bench.open_sequences() == 0
+
+
+def test_more_completions_than_can_wait_are_refused(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(reply="abc", queue_size=2000)
+    with pytest.raises(
+        ArgumentError, match=r"n=1000000: must be at most 2000; .* EngineOptions\(queue_size=...\)"
+    ):
+        engine.submit(request_of(n=1_000_000))
+    with pytest.raises(ArgumentError, match="n=1025: must be at most 1024"):
+        bench.engine(queue_size=1).submit(request_of(n=1025))
 
 
 def test_threads_join_one_batch(bench: Bench, request_of: Ask) -> None:

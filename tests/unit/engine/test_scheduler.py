@@ -246,7 +246,7 @@ def test_a_failure_of_the_bookkeeping_ends_everything_and_nothing_hangs(
     engine = bench.engine()
     monkeypatch.setattr(bench.runner, "capacity", lambda: 1 // 0)
     handle = engine.submit(request_of())
-    with pytest.raises(ea.BackendError, match="a step failed: ZeroDivisionError"):
+    with pytest.raises(ea.BackendError, match="backend 'scripted' failed in a step: ZeroDivisionError"):
         handle.result()
     monkeypatch.undo()
     assert engine.submit(request_of(max_tokens=2)).result().finish_reason == "length"
@@ -274,6 +274,18 @@ def test_metrics_count_what_happens(bench: Bench, request_of: Ask) -> None:
         sizes.quantile(95)
     assert "inter_token_seconds" in repr(metrics)
     assert "<table" in metrics._repr_html_()
+
+
+def test_requests_are_counted_apart_from_alternatives_and_texts(bench: Bench, request_of: Ask) -> None:
+    engine = bench.engine(reply="abc")
+    engine.submit(request_of(n=3)).result()
+    engine.score([[1, 2], [3, 4]])
+    metrics = engine.metrics()
+    counters = metrics.counters
+    assert (counters["requests_stop"], counters["alternatives"], counters["texts"]) == (1, 2, 2)
+    assert sum(value for name, value in counters.items() if name.startswith("requests_")) == 1
+    assert metrics.histograms["request_seconds"].count == metrics.histograms["queue_seconds"].count == 1
+    assert metrics.histograms["time_to_first_token_seconds"].count == 3
 
 
 def test_a_budget_follows_the_target() -> None:
