@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 from ernie_accel.backends.base import SequenceId, Step, StepResult
 from ernie_accel.bell import Bell
@@ -44,6 +45,7 @@ class Job(ABC):
         done: Nothing more will be computed.
         error: Why the job failed, None if it didn't.
         keys: Of the beginnings of ``tokens``, as far as the prefix cache has looked.
+        matches: What the prefix cache found last, and its version then.
         arrived: When the caller asked, ``time.perf_counter()``.
         started: When it was given its first sequence, 0 before.
         outcome: How it ended, for statistics: stop, length, cancelled, failed.
@@ -66,6 +68,7 @@ class Job(ABC):
         self.done = False
         self.error: BaseException | None = None
         self.keys: list[int] = []
+        self.matches: tuple[int, Sequence[Any]] | None = None
         self.arrived = time.perf_counter()
         self.started = 0.0
         self.outcome = "stop"

@@ -52,6 +52,7 @@ class PrefixCache:
         self._kept: dict[_Entry, None] = {}  # oldest first
         self._kept_ends: dict[int, dict[_Entry, None]] = {}  # by their last keys
         self._kept_tokens = 0
+        self._version = 0  # of what can be found
         self._enabled = enabled and "park" in runner.info.capabilities and isinstance(runner, Parks)
 
     @property
@@ -69,8 +70,7 @@ class PrefixCache:
         if not self._enabled or job.shareable < BLOCK:
             return None, False
         best, soon, source = 0, 0, None
-        for entry in self._candidates(job):
-            common = _common(job.tokens, entry.tokens, job.shareable)
+        for entry, common in self._matches(job):
             now = min(common, entry.available)
             if entry.job is None or entry.job.priority >= job.priority:  # else it may stand still itself
                 soon = max(soon, common)
@@ -86,6 +86,7 @@ class PrefixCache:
 
     def enter(self, job: Job) -> None:
         """Make the beginnings of a job that was given its sequence known."""
+        job.matches = None
         if self._enabled and job.shareable >= BLOCK and job.seq is not None:
             entry = _Entry(job.seq, job.tokens, _keys(job, job.shareable), job)
             self._add(entry)
@@ -120,6 +121,7 @@ class PrefixCache:
 
     def forget(self) -> None:
         """Forget everything without touching the Runner, which is closed."""
+        self._version += 1
         self._index.clear()
         self._running.clear()
         self._kept.clear()
@@ -157,11 +159,24 @@ class PrefixCache:
         self._kept_tokens -= len(entry.tokens)
         self._runner.free(entry.seq)
 
+    def _matches(self, job: Job) -> Sequence[tuple[_Entry, int]]:
+        """Return what has a beginning in common with a job, and how much, as it was when entries last came or went.
+
+        Many jobs may wait for one that computes their beginning, and would be compared with it before each step.
+        """
+        if job.matches is None or job.matches[0] != self._version:
+            most = job.shareable
+            found = [(entry, _common(job.tokens, entry.tokens, most)) for entry in self._candidates(job)]
+            job.matches = self._version, found
+        return job.matches[1]
+
     def _add(self, entry: _Entry) -> None:
+        self._version += 1
         for key in entry.keys:
             self._index.setdefault(key, {})[entry] = None
 
     def _drop(self, entry: _Entry) -> None:
+        self._version += 1
         for key in entry.keys:
             _remove(self._index, key, entry)
 

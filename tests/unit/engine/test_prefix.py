@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,6 +88,26 @@ def test_those_that_come_together_wait_for_the_first(bench: Bench, request_of: A
     cached = [handle.result().usage.cached_tokens for handle in handles]
     assert cached[0] == 0
     assert all(count >= 32 for count in cached[1:])  # the last blocks are not worth the wait
+
+
+def test_waiting_for_a_beginning_costs_no_search_a_step(
+    bench: Bench, request_of: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    common = prefix._common
+
+    def compare(a: Sequence[int], b: Sequence[int], most: int) -> int:
+        compared.append(most)
+        return common(a, b, most)
+
+    monkeypatch.setattr(prefix, "_common", compare)
+    engine = bench.engine(reply="ab", prefix_cache=True, max_step_tokens=8)
+    beginning = [5 + i % 7 for i in range(200)]
+    handles = engine.submit_all([request_of([*beginning, 5 + n]) for n in range(6)])
+    results = [handle.result() for handle in handles]
+    assert len(bench.runner.steps) > 25
+    assert all(done.usage.cached_tokens > 150 for done in results[1:])
+    assert len(compared) < 60
 
 
 def test_it_can_be_switched_off(bench: Bench, request_of: Ask) -> None:
