@@ -16,7 +16,7 @@ __all__ = ["Item", "make_groups"]
 FREE_ROWS = 32
 """So many rows cost hardly more than one: the weights have to be read for either."""
 
-FREE_PLACES = 1024
+FREE_PLACES = 4096
 """The same for places of the past."""
 
 
@@ -50,4 +50,6 @@ def _fits(group: list[Item]) -> bool:
     rows = [len(item.ids) for item in group]
     places = [item.sequence.length for item in group]
     padded_rows, padded_places = len(group) * max(rows), len(group) * max(places)
-    return padded_rows <= max(FREE_ROWS, 1.25 * sum(rows)) and padded_places <= FREE_PLACES + 2 * sum(places)
+    return padded_rows <= max(FREE_ROWS, 1.25 * sum(rows)) and padded_places <= FREE_PLACES + 1.5 * sum(
+        places
+    )

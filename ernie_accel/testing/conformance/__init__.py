@@ -27,10 +27,11 @@ __all__ = ["Case", "Report", "Subject", "Tolerance", "cases", "differences", "ru
 
 Check = Callable[[Subject, ModelConfig], None]
 
-_PARITY: tuple[Check, ...] = (results.check_logits, results.check_hidden)
+_PARITY: tuple[Check, ...] = (results.check_logits, results.check_long_prompt, results.check_hidden)
 
 _CHECKS: dict[Check, frozenset[str]] = {
     results.check_logits: frozenset(),
+    results.check_long_prompt: frozenset(),
     results.check_hidden: frozenset({"hidden"}),
     results.check_rows: frozenset(),
     results.check_chunks: frozenset(),
@@ -131,12 +132,16 @@ def models() -> dict[str, ModelConfig]:
 
 
 def cases() -> list[Case]:
-    """Return every check on every model: results on all four models, limits on one, drafts on models that have them."""
+    """Return every check on every model.
+
+    Results on all four models, the long prompt on two; limits on one; drafts on models that have them.
+    """
     everywhere = [
         Case(check, model, config, needs)
         for check, needs in _CHECKS.items()
         if check.__module__ == results.__name__
         for model, config in models().items()
+        if check is not results.check_long_prompt or model in ("dense", "moe")
     ]
     config = tiny_config(moe=True)
     once = [

@@ -29,6 +29,16 @@ def check_logits(subject: Subject, config: ModelConfig) -> None:
             subject.tolerance.check(actual, subject.expected(config, ids), f"logits of {count} ids")
 
 
+def check_long_prompt(subject: Subject, config: ModelConfig) -> None:
+    """A prompt of 2,000 ids, in steps as large as the runner takes, ends with the logits of ``reference``."""
+    assert subject.tolerance is not None
+    config = replace(config, max_position_embeddings=2048)
+    ids = subject.ids(config, 2000)
+    with subject.runner(config) as runner:
+        actual = append(runner, runner.open(), ids, rows=50)
+    subject.tolerance.check(actual, subject.expected(config, ids)[-50:], "the last 50 of 2,000 ids")
+
+
 def check_hidden(subject: Subject, config: ModelConfig) -> None:
     """Hidden rows, after the final norm, equal those of ``reference``."""
     assert subject.tolerance is not None
