@@ -20,6 +20,8 @@ from ernie_accel.engine.request import Engine
 from ernie_accel.errors import ArgumentError, UnsupportedError
 from ernie_accel.hub import check_hub_options
 from ernie_accel.place import Place, Source, check_in_memory, find
+from ernie_accel.planner.load import plan_load
+from ernie_accel.planner.setting import Setting
 from ernie_accel.progress import reporting
 from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams
 
@@ -36,7 +38,8 @@ _KV_PRECISIONS = ("fp32", "bf16", "int8")
 class Loaded:
     """The parts of a model.
 
-    ``defaults`` are the checkpoint's sampling settings, ``end_ids`` what ends a text by any of its files.
+    ``defaults`` are the checkpoint's sampling settings, ``end_ids`` what ends a text by any of its files, ``planned``
+    what the planner was asked; None where another engine decides.
     """
 
     engine: Engine
@@ -46,6 +49,7 @@ class Loaded:
     defaults: SamplingParams
     end_ids: frozenset[int]
     directory: Path | None
+    planned: Setting | None = None
 
 
 def load(
@@ -85,6 +89,7 @@ def load(
         # before the weights, so that a mistake in a small file shows at once
         defaults = checkpoint_defaults(checkpoint.generation_config)
         ends = frozenset(file_end_ids(checkpoint.generation_config) + checkpoint.config.eos_token_ids)
+        planned, options = plan_load(checkpoint, choice.backend, options)
         prepared = _prepared(checkpoint, choice.backend, options, tokenizer)
         runner = choice.backend.open(prepared, options)
         return Loaded(
@@ -100,6 +105,7 @@ def load(
             defaults=defaults,
             end_ids=ends.union(tokenizer.eos_ids if tokenizer else ()),
             directory=checkpoint.directory,
+            planned=planned,
         )
 
 

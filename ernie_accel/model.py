@@ -28,6 +28,7 @@ from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams, Sc
 if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
     from ernie_accel.conversation import Conversation, Speaker
+    from ernie_accel.planner.plan import MemoryPlan
     from ernie_accel.tokenizer import Tokenizer
 
 __all__ = ["Model"]
@@ -81,7 +82,8 @@ class Model(Generation, Closing):
             kv_precision: Of the KV cache; ``"auto"`` is the precision of the weights, int8 with int4.
             device: None leaves the choice to the backend.
             max_context: Largest length of prompt and output together, tokens; None: what the model was trained for.
-            max_batch: Largest number of requests that are decoded together; None: 32.
+            max_batch: Largest number of requests that are decoded together; None: 32, or fewer where there is no KV
+                cache of 512 tokens for each.
             memory_limit: Bytes for the KV cache, which is taken on demand; None: 80 % of what machine and cgroup
                 leave.
             threads: None: one a physical core, within affinity and cgroup quota.
@@ -100,6 +102,8 @@ class Model(Generation, Closing):
             HubError: A hub id cannot be resolved or downloaded.
             BackendUnavailableError: The backend cannot run here.
             UnsupportedError: The backend lacks what was asked for; names those that have it.
+            CapacityError: It cannot fit; says what is required and available and the largest context that would, before
+                anything is loaded.
         """
         options = LoadOptions(
             precision=precision,
@@ -146,6 +150,23 @@ class Model(Generation, Closing):
     def info(self) -> ModelInfo:
         """What the checkpoint holds, and how it was loaded."""
         return self._loaded.info
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """What the model was planned to take when it was loaded, with all its requests at the full context.
+
+        It may not fit like that: the KV cache is taken as texts grow, and requests wait where it is used up.
+
+        Raises:
+            UnsupportedError: Another engine decides; ``ernie_accel.plan`` says what it would need.
+        """
+        from ernie_accel.planner.planning import complete
+
+        if self._loaded.planned is None:
+            raise UnsupportedError(
+                f"backend {self.info.backend!r} decides about its memory itself; ernie_accel.plan says what it needs"
+            )
+        return complete(self._loaded.planned)
 
     def logits(self, token_ids: Ids) -> npt.NDArray[np.float32]:
         """Return the raw logits of a given text, float32 [T, vocab_size].

@@ -246,6 +246,7 @@ void bind_model(nb::module_& m) {
       .def("fork", &Model::fork, Release())
       .def("truncate", &Model::truncate, Release())
       .def("park", &Model::park, Release())
+      .def("claim", &Model::claim, Release())
       .def("length", &Model::length, Release())
       .def("forward", &forward, nb::arg("batch"))
       .def("draft", &draft, nb::arg("batch"), nb::arg("depth"))

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstring>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -78,6 +79,18 @@ void Model::truncate(int64_t sequence, size_t length) {
 void Model::park(int64_t sequence) {
   auto guard = lock();
   cache_.park(sequence);
+}
+
+void Model::claim(int64_t sequence, size_t tokens) {
+  auto guard = lock();
+  const Sequence& claimed = cache_.at(sequence);
+  if (claimed.parked) throw std::invalid_argument("a parked sequence takes no tokens; fork it");
+  if (tokens > config_.max_context - claimed.length)
+    throw std::invalid_argument("a sequence of " + std::to_string(claimed.length) + " tokens cannot take " +
+                                std::to_string(tokens) + " more: the context holds " + std::to_string(config_.max_context));
+  const size_t held = claimed.pages.size();
+  cache_.extend({{sequence, tokens}});
+  for (size_t i = held; i < claimed.pages.size(); ++i) std::memset(cache_.page(claimed.pages[i]), 0, cache_.page_bytes());
 }
 
 size_t Model::length(int64_t sequence) {

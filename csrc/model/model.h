@@ -54,6 +54,9 @@ class Model {
   int64_t fork(int64_t sequence, size_t length);
   void truncate(int64_t sequence, size_t length);
   void park(int64_t sequence);
+  // Lengthens a sequence without computing: its pages are taken and touched, their keys and values are zero. For measuring
+  // how much memory a context takes.
+  void claim(int64_t sequence, size_t tokens);
   size_t length(int64_t sequence);
   std::vector<StepOutput> forward(const std::vector<StepInput>& batch);
 

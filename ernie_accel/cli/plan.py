@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose precision, division and batch for an aim",
     )
     output.add_argument(
+        "--verify",
+        action="store_true",
+        help="then load it in a fresh process, fill the context of every sequence, and compare",
+    )
+    output.add_argument(
         "--no-probe",
         action="store_true",
         help="assume a cpu's bandwidth instead of measuring it for a moment",
@@ -72,6 +77,11 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         made.plot(args.plot)
     print(_shown(made, args))
+    if args.verify:
+        made.check()
+        from ernie_accel.verification import verify
+
+        print(verify(made, args.model))
     return 0 if made.fits else 1
 
 

@@ -174,3 +174,32 @@ def test_weights_cannot_be_changed_once_complete() -> None:
 def test_an_estimate_for_threads_that_cannot_be_is_refused() -> None:
     with pytest.raises(ArgumentError, match="threads"):
         get("native").estimate(DENSE, LoadOptions(threads=5000))
+
+
+def test_claimed_pages_are_used_and_can_be_computed_after() -> None:
+    runner = opened(max_context=64)
+    assert isinstance(runner, NativeRunner)
+    seq = runner.open()
+    runner.claim(seq, 40)
+    assert runner.length(seq) == 40
+    assert runner.capacity().used_tokens == 48
+    (result,) = runner.forward([Step(seq, [1])])
+    assert result.logits is not None
+    assert np.isfinite(result.logits).all()
+    with pytest.raises(ArgumentError, match="the context holds 64"):
+        runner.claim(seq, 24)
+    assert runner.length(seq) == 41
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+def test_the_estimate_of_weights_is_exact(config: Any, precision: Any) -> None:
+    options = LoadOptions(precision=precision, memory_limit=1 << 20)
+    runner = get("native").open(synthetic(config), options)
+    assert isinstance(runner, NativeRunner)
+    assert runner._model is not None
+    weights = get("native").estimate(config, options).weights
+    assert weights is not None
+    moe_layers = sum(config.is_moe_layer(index) for index in range(config.num_hidden_layers))
+    biases = 4 * moe_layers * config.moe_num_experts  # which the core does not count
+    assert sum(weights.values()) == runner._model.weight_bytes + biases

@@ -71,7 +71,7 @@ def test_experts_give_the_same_tokens_too(drafts: str) -> None:
 def test_a_small_cache_and_threads_change_nothing(drafts: str) -> None:
     with load(False) as model:
         expected = ask(model)
-    with load(True, memory_limit=100_000) as model:
+    with load(True, memory_limit=100_000, max_batch=32) as model:
         answers: list[Any] = [None] * 4
 
         def work(index: int) -> None:

@@ -71,6 +71,11 @@ class NativeRunner:
         model = self._open_model()
         translate(lambda: model.park(seq))
 
+    def claim(self, seq: SequenceId, tokens: int) -> None:
+        """Lengthen a sequence without computing, its keys and values zero: for measuring what a context takes."""
+        model = self._open_model()
+        translate(lambda: model.claim(seq, tokens))
+
     def length(self, seq: SequenceId) -> int:
         """Tokens that the sequence holds."""
         model = self._open_model()
