@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +48,16 @@ class Verification:
     def rows(self) -> list[tuple[str, str]]:
         """Return name and value of everything that is shown."""
         plan = self.plan
-        pairs = [
-            ("loading", plan.loading or 0, self.loading, size),
-            ("running", plan.peak, self.running, size),
+        pairs: list[tuple[str, float, float, Callable[[float], str]]] = [
+            ("loading", plan.loading or 0, self.loading, _size),
+            ("running", plan.peak, self.running, _size),
             ("decode", plan.speed.decode, self.decode, _rate),
             ("prompts", plan.speed.prefill, self.prefill, _rate),
         ]
         rows = [("model", f"{plan.model} in {plan.precision}, {plan.sequences} x {plan.context:,} tokens")]
         for name, predicted, real, write in pairs:
             error = (predicted - real) / real if real else 0.0
-            text = f"predicted {write(predicted):>16}   real {write(real):>16}   {error:+.1%}"  # type: ignore[operator]
-            rows.append((name, text))
+            rows.append((name, f"predicted {write(predicted):>16}   real {write(real):>16}   {error:+.1%}"))
         if self.mapped:
             rows.append(("mapped file", f"{size(self.mapped)} in memory besides"))
         return rows
@@ -150,6 +149,10 @@ def _prompts(vocab: int, context: int, count: int) -> list[list[int]]:
     """Different ids for each sequence, so that none begins like another."""
     length = max(1, context - _NEW_TOKENS)
     return [[(7 * place + 13 * index + 3) % vocab for place in range(length)] for index in range(count)]
+
+
+def _size(value: float) -> str:
+    return size(int(value))
 
 
 def _rate(value: float) -> str:
