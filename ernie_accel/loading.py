@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from ernie_accel import system
 from ernie_accel.backends import registry
 from ernie_accel.backends.base import Backend, EngineBackend, EngineInfo, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
@@ -92,6 +93,9 @@ def load(
         planned, options = plan_load(checkpoint, choice.backend, options)
         prepared = _prepared(checkpoint, choice.backend, options, tokenizer)
         runner = choice.backend.open(prepared, options)
+        if prepared is not checkpoint:  # what calibration took would count as this process's for ever
+            del prepared
+            system.return_freed_memory()
         return Loaded(
             engine=LocalEngine(
                 runner,

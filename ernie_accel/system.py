@@ -20,6 +20,7 @@ __all__ = [
     "peak_memory",
     "physical_cores",
     "processor_flags",
+    "return_freed_memory",
     "total_memory",
 ]
 
@@ -95,6 +96,17 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system now, where the C library keeps it for later (glibc)."""
+    import ctypes
+
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or none that can be asked
+        return
+    trim(0)
 
 
 def _quota(folder: Path) -> float | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,20 @@ def test_this_machine_has_something_to_offer() -> None:
     assert system.available_memory() > 0
     assert system.total_memory() > 0
     assert system.peak_memory() > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    program = """
+from ernie_accel import system
+from ernie_accel.bench.memory import resident
+kept = []
+pieces = [b"x" * 100_000 for _ in range(2000)]  # small enough to lie on the heap
+kept.append(b"x" * 100_000)  # above them, so that the heap's end is in use
+before = resident().own
+del pieces
+system.return_freed_memory()
+print(before - resident().own)
+"""
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert int(out) > 150_000_000
