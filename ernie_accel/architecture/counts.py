@@ -10,6 +10,7 @@ routers and norms are on every rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ernie_accel.architecture.config import ModelConfig
 
@@ -61,6 +62,12 @@ def parameter_counts(config: ModelConfig, part: Part = WHOLE, *, mtp: bool = Fal
         part: What the rank holds.
         mtp: Whether multi-token prediction is loaded; without it its class is 0.
     """
+    return dict(_counts(config, part, mtp))
+
+
+@lru_cache(maxsize=512)
+def _counts(config: ModelConfig, part: Part, mtp: bool) -> tuple[tuple[str, int], ...]:
+    """Count; a plan compares dozens of ways to divide one model."""
     layers = range(config.num_hidden_layers) if part.layers is None else part.layers
     first, last = layers.start == 0, layers.stop == config.num_hidden_layers
     moe = sum(config.is_moe_layer(index) for index in layers)
@@ -81,7 +88,7 @@ def parameter_counts(config: ModelConfig, part: Part = WHOLE, *, mtp: bool = Fal
     counts["head"] = table if head else 0
     if mtp and last:
         counts["mtp"] = config.num_nextn_predict_layers * _mtp(config, split)
-    return counts
+    return tuple(counts.items())
 
 
 def active_counts(config: ModelConfig, part: Part = WHOLE, *, tokens: float = 1.0) -> dict[str, float]:

@@ -63,19 +63,23 @@ def weight_bits(config: ModelConfig, precision: str, name: str) -> float:
 def accelerator_footprint(config: ModelConfig, options: LoadOptions) -> Footprint:
     """Return what one rank takes.
 
-    KV blocks by the formula of FastDeploy's documentation: 2 x block_size x head_dim x KV heads of the rank x layers x
-    bytes. Working memory is the peak of a step of ``step_tokens`` tokens (``ernie_accel.architecture.liveness``).
+    KV blocks by the formula of FastDeploy's documentation: 2 x block_size x head_dim x KV heads of the rank x layers
+    (those of multi-token prediction too) x bytes. Working memory is the peak of a step of ``step_tokens`` tokens
+    (``ernie_accel.architecture.liveness``).
     """
     tensor = 1 if options.tensor_parallel == "auto" else options.tensor_parallel
     precision: str = "bf16" if options.precision == "auto" else options.precision
     kv = _kv_precision(precision, options.kv_precision)
     sequences = options.max_batch or 8
     tokens = max(options.step_tokens or STEP_TOKENS, sequences)
-    counts = parameter_counts(config, Part(tensor=tensor))
+    counts = parameter_counts(config, Part(tensor=tensor), mtp=options.multi_token)
+    layers = config.num_hidden_layers
+    if options.multi_token:
+        layers += config.num_nextn_predict_layers
     heads = kv_heads_of_rank(config, tensor)
     message = 2 * tokens * config.hidden_size * 2
     return Footprint(
-        kv_per_token=2 * heads * config.head_dim * config.num_hidden_layers * (2 if kv == "bf16" else 1),
+        kv_per_token=2 * heads * config.head_dim * layers * (2 if kv == "bf16" else 1),
         scratch=activation_bytes(config, tokens=tokens, rows=sequences, tensor=tensor),
         runtime=_RUNTIME,
         page_tokens=BLOCK_TOKENS,

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
-from ernie_accel.backends import registry
-from ernie_accel.backends.accelerator import FORMATS
 from ernie_accel.display import size
 from ernie_accel.errors import ArgumentError, ErnieAccelError
 from ernie_accel.planner.degrees import Wishes, choose_degrees
@@ -75,13 +73,12 @@ def _less_load(setting: Setting) -> Iterator[Tried]:
 
 
 def _narrower(setting: Setting) -> Iterator[Tried]:
-    offered = FORMATS if setting.backend == "fastdeploy" else registry.get(setting.backend).precisions
     narrower = PRECISIONS[PRECISIONS.index(setting.precision) + 1 :]
     if setting.subject.stored is not None:
         return
     for precision in narrower:
         fp8 = precision == "fp8" and not setting.devices.device.fp8
-        if precision in offered and precision in _COSTS and not fp8:
+        if precision in setting.offered and precision in _COSTS and not fp8:
             options = replace(setting.options, precision=cast("Any", precision))
             yield (
                 f"precision={precision!r}",

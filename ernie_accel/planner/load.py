@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-from ernie_accel.backends.base import Backend, LoadOptions
+from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.display import size
 from ernie_accel.errors import CapacityError
@@ -63,6 +63,8 @@ def _setting(checkpoint: Checkpoint, backend: Backend, options: LoadOptions) -> 
         estimate=backend.estimate,
         precision=precision,
         options=asked,
+        offered=backend.precisions,
+        packs=isinstance(backend, PackingBackend),
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ernie_accel.architecture import tensor_specs
 from ernie_accel.architecture.counts import parameter_counts
-from ernie_accel.backends import registry
-from ernie_accel.backends.base import PackingBackend
 from ernie_accel.planner.memory import DeviceMemory
 from ernie_accel.planner.setting import Setting
 from ernie_accel.quant.memory import calibration_bytes
@@ -49,7 +47,7 @@ def _calibration(setting: Setting) -> int:
     quantised = setting.subject.stored is not None or setting.subject.packed is not None
     if precision not in ("int8", "int4") or quantised or parameters > CALIBRATED or config.head_dim % 16:
         return 0
-    if not isinstance(registry.get(setting.backend), PackingBackend):
+    if not setting.packs:
         return 0
     recipe = Recipe.for_precision("int8" if precision == "int8" else "int4").short(parameters)
     return calibration_bytes(config, recipe, recipe.tokens)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ernie_accel.architecture.counts import parameter_counts
 from ernie_accel.backends import registry
 from ernie_accel.backends.accelerator import FORMATS, MAX_SEQUENCES, accelerator_footprint
-from ernie_accel.backends.base import LoadOptions
+from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend
 from ernie_accel.errors import ArgumentError, UnsupportedError
 from ernie_accel.hub import check_hub_options
 from ernie_accel.planner.changes import changes_of
@@ -93,11 +93,15 @@ def plan(
     check_hub_options(revision, cache_dir)
     subject = find_subject(model, revision=revision, cache_dir=cache_dir)
     found = find_devices(devices, threads=threads, probe=probe)
-    name, estimate = _backend(backend, found)
+    chosen = _backend(backend, found)
     for what, value in (("max_context", max_context), ("max_batch", max_batch), ("step_tokens", step_tokens)):
         _check_count(what, value)
     if not isinstance(utilization, (int, float)) or not 0.1 <= utilization <= 1:
         raise ArgumentError(f"utilization={utilization!r}: must be from 0.1 to 1")
+    if mtp and not subject.config.num_nextn_predict_layers:
+        raise ArgumentError(
+            f"mtp=True: {subject.name} has no multi-token prediction; 21B-A3B and 300B-A47B have it"
+        )
     options = LoadOptions(
         kv_precision=cast("Any", precision_name(kv_precision, what="kv_precision")),
         device=found.device.kind,
@@ -107,12 +111,12 @@ def plan(
         threads=threads,
         step_tokens=step_tokens,
         backend_options=backend_options,
+        multi_token=mtp,
     )
     request = _Request(
         subject=subject,
         devices=found,
-        backend=name,
-        estimate=estimate,
+        backend=chosen,
         options=options,
         wishes=Wishes(
             tensor=_fixed_tensor(subject, tensor_parallel),
@@ -121,9 +125,17 @@ def plan(
             expert=expert_parallel,
         ),
         utilization=utilization,
-        mtp=mtp,
     )
     return complete(request.settle(precision_name(precision)), request.wishes)
+
+
+class _Planned(NamedTuple):
+    """What computes: its name, what it answers for, and itself where it is installed."""
+
+    name: str
+    estimate: Estimator
+    offered: tuple[str, ...]
+    found: Backend | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +144,10 @@ class _Request:
 
     subject: Subject
     devices: Devices
-    backend: str
-    estimate: Estimator
+    backend: _Planned
     options: LoadOptions
     wishes: Wishes
     utilization: float
-    mtp: bool
 
     def settle(self, precision: str) -> Setting:
         """Choose precision and degrees."""
@@ -164,35 +174,38 @@ class _Request:
             self._check(stored)
             return (stored,)
         device = self.devices.device
-        if self.backend != FASTDEPLOY:
-            return (registry.get(self.backend).precisions[0],)
+        if self.backend.name != FASTDEPLOY:
+            return (self.backend.offered[0],)
         return ("bf16" if device.bf16 else "fp16", "fp8" if device.fp8 else "int8", "int4")
 
     def _check(self, precision: str) -> None:
         """Refuse what backend or device lack."""
         device = self.devices.device
-        if self.backend in registry.names() and self.backend != FASTDEPLOY:
+        if precision not in self.backend.offered and self.backend.found is not None:
             options = replace(self.options, precision=cast("Any", precision))
-            registry.check_precision(registry.get(self.backend), options)
+            registry.check_precision(self.backend.found, options)
         if device.kind == "gpu" and precision == "fp8" and not device.fp8:
             raise UnsupportedError(
                 f"precision='fp8': {device.name} does not multiply FP8; int8 takes as much memory"
             )
         if device.kind == "gpu" and precision == "bf16" and not device.bf16:
             raise UnsupportedError(f"precision='bf16': {device.name} lacks bfloat16; use fp16")
-        if self.backend == FASTDEPLOY and precision not in FORMATS:
-            raise UnsupportedError(f"precision={precision!r}: {self.backend} has {', '.join(FORMATS)}")
+        if self.backend.found is None and precision not in self.backend.offered:
+            raise UnsupportedError(
+                f"precision={precision!r}: {self.backend.name} has {', '.join(self.backend.offered)}"
+            )
 
     def _setting(self, precision: str) -> Setting:
         setting = Setting(
             subject=self.subject,
             devices=self.devices,
-            backend=self.backend,
-            estimate=self.estimate,
+            backend=self.backend.name,
+            estimate=self.backend.estimate,
+            offered=self.backend.offered,
+            packs=isinstance(self.backend.found, PackingBackend),
             precision=precision,
             options=replace(self.options, precision=cast("Any", precision)),
             utilization=self.utilization,
-            mtp=self.mtp,
         )
         return choose_degrees(setting, self.wishes)
 
@@ -240,7 +253,7 @@ def _sequences(setting: Setting) -> int:
     return min(most, MAX_SEQUENCES * setting.degrees.data) if setting.backend == FASTDEPLOY else most
 
 
-def _backend(name: str, devices: Devices) -> tuple[str, Estimator]:
+def _backend(name: str, devices: Devices) -> _Planned:
     if name == "auto":
         name = FASTDEPLOY if devices.device.kind == "gpu" else registry.choose("auto").name
     if name == FASTDEPLOY:
@@ -248,8 +261,9 @@ def _backend(name: str, devices: Devices) -> tuple[str, Estimator]:
             raise UnsupportedError(
                 "backend='fastdeploy': it has no cpu; use native, or name devices such as 'H100'"
             )
-        return name, accelerator_footprint
-    return name, registry.get(name).estimate
+        return _Planned(name, accelerator_footprint, tuple(FORMATS))
+    found = registry.get(name)
+    return _Planned(name, found.estimate, tuple(found.precisions), found)
 
 
 def _fixed_tensor(subject: Subject, wanted: Degree) -> Degree:

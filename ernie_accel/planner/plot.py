@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _GIB = 2**30
+_COLOURS = (*(f"C{index}" for index in range(10)), "tan", "gold", "navy", "plum", "black")
 
 
 def draw(plans: list[MemoryPlan]) -> Figure:
     """Draw a stacked bar for one device of each plan and stage, and a line at what may be used of it."""
     bars = [(_label(plan, index), stage) for plan in plans for index, stage in enumerate(plan.stages)]
-    figure = Figure(figsize=(9, 1.6 + 0.7 * len(bars)), layout="constrained")
+    figure = Figure(figsize=(9, 2 + 0.7 * len(bars)), layout="constrained")
     axes = figure.subplots()
     _stack(axes, bars)
     for row, (_, stage) in enumerate(bars):
@@ -29,16 +30,23 @@ def draw(plans: list[MemoryPlan]) -> Figure:
     axes.set_yticks(range(len(bars)), [label for label, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("GiB of one device")
-    axes.legend(ncols=4, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.3 / len(bars)))
+    figure.legend(ncols=5, fontsize="small", loc="outside lower center")
     return figure
 
 
 def _stack(axes: Axes, bars: list[tuple[str, DeviceMemory]]) -> None:
     names = list(dict.fromkeys(name for _, stage in bars for name in stage.parts()))
     starts = [0.0] * len(bars)
-    for name in names:
+    for index, name in enumerate(names):
         values = [stage.parts().get(name, 0) / _GIB for _, stage in bars]
-        axes.barh(range(len(bars)), values, left=starts, height=0.6, label=name)
+        axes.barh(
+            range(len(bars)),
+            values,
+            left=starts,
+            height=0.6,
+            label=name,
+            color=_COLOURS[index % len(_COLOURS)],
+        )
         starts = [start + value for start, value in zip(starts, values, strict=True)]
 
 

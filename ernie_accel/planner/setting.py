@@ -77,7 +77,8 @@ class Setting:
             ``memory_limit`` bounds the KV cache.
         degrees: How the model is divided.
         utilization: Share of an accelerator's memory that is used.
-        mtp: Whether weights of multi-token prediction are loaded.
+        offered: Precisions that the backend has.
+        packs: Whether it packs weights, so that int8 and int4 are calibrated before it sees them.
     """
 
     subject: Subject
@@ -88,7 +89,8 @@ class Setting:
     options: LoadOptions
     degrees: Degrees = Degrees()
     utilization: float = 0.9
-    mtp: bool = False
+    offered: tuple[str, ...] = ()
+    packs: bool = False
 
     @property
     def context(self) -> int:
@@ -104,6 +106,11 @@ class Setting:
     def sequences_of_copy(self) -> int:
         """... in one data-parallel copy."""
         return -(-self.sequences // self.degrees.data)
+
+    @property
+    def mtp(self) -> bool:
+        """Whether weights of multi-token prediction are loaded."""
+        return self.options.multi_token
 
     @property
     def on_cpu(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -192,9 +193,11 @@ def test_claimed_pages_are_used_and_can_be_computed_after() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("multi_token", [False, True], ids=["", "mtp"])
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
-def test_the_estimate_of_weights_is_exact(config: Any, precision: Any) -> None:
-    options = LoadOptions(precision=precision, memory_limit=1 << 20)
+def test_the_estimate_of_weights_is_exact(config: Any, precision: Any, multi_token: bool) -> None:
+    config = replace(config, num_nextn_predict_layers=int(multi_token))
+    options = LoadOptions(precision=precision, memory_limit=1 << 20, multi_token=multi_token)
     runner = get("native").open(synthetic(config), options)
     assert isinstance(runner, NativeRunner)
     assert runner._model is not None

@@ -23,6 +23,8 @@ _INT4_SCALE = 128
 def weight_bytes(config: ModelConfig, precision: str, sizes: _native.Config) -> dict[str, int]:
     """Return the bytes of a model that is packed by nearest rounding; calibrated codes take within one percent of it.
 
+    With ``sizes.multi_token`` those of multi-token prediction are counted too, as class ``mtp``.
+
     Layers of one kind are alike, so one of each is looked at, with one expert.
     """
     total: Counter[str] = Counter(
@@ -30,13 +32,14 @@ def weight_bytes(config: ModelConfig, precision: str, sizes: _native.Config) -> 
     )
     for slot, times in _slots(config):
         total[slot.role] += times * _bytes(slot, precision, sizes)
-    if sizes.multi_token:
-        for slot in units(config, multi_token=True)[-1].slots:
-            total[slot.role] += _bytes(slot, "int8" if precision in QUANTISED else precision, sizes)
     layers, hidden = config.num_hidden_layers, _up(config.hidden_size, 16)
     moe = sum(config.is_moe_layer(index) for index in range(layers))
     total["router"] = 4 * moe * (_up(config.moe_num_experts, 16) * hidden + config.moe_num_experts)
     total["norm"] = 4 * hidden * (2 * layers + 1)
+    if sizes.multi_token:
+        slots = units(_one_layer(config), multi_token=True)[-1].slots
+        kept = "int8" if precision in QUANTISED else precision
+        total["mtp"] = sum(_bytes(slot, kept, sizes) for slot in slots) + 4 * hidden * 4
     return dict(total)
 
 
@@ -44,9 +47,7 @@ def _slots(config: ModelConfig) -> Iterator[tuple[Slot, int]]:
     """Yield a packed matrix of each kind and how many the model has of it."""
     layers = config.num_hidden_layers
     moe = sum(config.is_moe_layer(index) for index in range(layers))
-    one = replace(config, num_hidden_layers=1, moe_layer_interval=1, moe_layer_end_index=0)
-    if config.is_moe:
-        one = replace(one, moe_num_experts=1, moe_k=1)
+    one = _one_layer(config)
     kinds = (
         (replace(one, moe_layer_start_index=1), layers - moe),
         (replace(one, moe_layer_start_index=0), moe),
@@ -59,6 +60,11 @@ def _slots(config: ModelConfig) -> Iterator[tuple[Slot, int]]:
             for unit in units(kind):
                 for slot in unit.slots if unit.layer is not None else ():
                     yield slot, times * (config.moe_num_experts if slot.role == "experts" else 1)
+
+
+def _one_layer(config: ModelConfig) -> ModelConfig:
+    one = replace(config, num_hidden_layers=1, moe_layer_interval=1, moe_layer_end_index=0)
+    return replace(one, moe_num_experts=1, moe_k=1) if config.is_moe else one
 
 
 def _bytes(slot: Slot, precision: str, sizes: _native.Config) -> int:

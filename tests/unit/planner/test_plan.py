@@ -223,6 +223,9 @@ def test_prediction_of_further_tokens_is_counted_when_it_is_used() -> None:
     assert beside.device.weights["mtp"] == pytest.approx(2 * 123e6, rel=0.01)
     assert "mtp" not in without.device.weights
     assert any("mtp=True" in note for note in without.assumptions)
+    assert beside.device.kv_per_token == without.device.kv_per_token * 29 // 28  # its layer has a cache too
+    with pytest.raises(ArgumentError, match="no multi-token prediction"):
+        ea.plan("0.3B", devices="A100", mtp=True)
 
 
 @native
@@ -289,9 +292,7 @@ def test_a_plan_draws_itself(tmp_path: Any) -> None:
     found = ea.plan("300B-A47B", devices="8xA100", precision="int8")
     figure = found.plot(tmp_path / "plan.svg")
     assert (tmp_path / "plan.svg").stat().st_size > 1000
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    labels = {text.get_text() for text in legend.get_texts()}
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert {"experts", "kv cache", "runtime"} <= labels
     with pytest.raises(ArgumentError):
         found.plot(tmp_path / "plan.nothing")
