@@ -19,6 +19,12 @@ MOST_DRAFTS = 24
 MARGIN = 1.05
 """Speed that drafts must promise to be tried: what is learned of chances and durations is not exact."""
 
+CAUTION = 0.02
+"""How much more drafts must promise for each further request in the step, up to ``CROWD`` of them: what they take from
+the others is certain, and of several promises the one that was estimated too high is chosen."""
+
+CROWD = 8
+
 LEAST_CHANCE = 0.02
 """Further drafts are less probable still."""
 
@@ -95,6 +101,7 @@ class Speculation:
         self.chances = Chances(memory=512)
         self._rows = 0
         self._tokens = 0.0
+        self._margin = MARGIN
 
     def drafter(self, tokens: Sequence[int], prompt: int) -> DraftSource:
         """Return what drafts for one request; see ``Drafter``."""
@@ -107,6 +114,7 @@ class Speculation:
         """Begin a step in which so many requests take one token each."""
         self._rows = requests
         self._tokens = float(requests)
+        self._margin = MARGIN * (1 + CAUTION * (min(requests, CROWD) - 1))
 
     def depth(self, match: int, chances: Sequence[float], most: int) -> int:
         """Return how many drafts after a match of that length are worth their time, and count them in.
@@ -118,7 +126,7 @@ class Speculation:
         """
         costs, rows = self.costs, self._rows
         most = min(most, MOST_DRAFTS, max(0, 2 * costs.largest + 2 - rows))
-        best, depth, gain = MARGIN * self._tokens / costs.relative(rows), 0, 0.0
+        best, depth, gain = self._margin * self._tokens / costs.relative(rows), 0, 0.0
         chance, tokens = 1.0, self._tokens
         for count in range(1, most + 1):
             chance *= chances[CLASSES[min(match + count - 1, LONGEST)]]

@@ -79,6 +79,15 @@ def test_a_full_batch_leaves_no_time_for_drafts() -> None:
     assert depth(speculation, 32, 0.6) == 0
 
 
+def test_in_a_batch_drafts_must_promise_more() -> None:
+    """One draft raises the tokens of the step by a tenth, and its duration by nothing."""
+    alone = known({1: 0.01, 2: 0.01})
+    assert depth(alone, 1, 0.1, most=1) == 1
+    together = known({8: 0.01, 9: 0.01})
+    assert depth(together, 8, 0.8, most=1) == 0
+    assert depth(known({8: 0.01, 9: 0.01, 10: 0.01}), 8, 0.99, most=2) == 2
+
+
 def test_requests_of_a_step_share_what_it_has_room_for() -> None:
     speculation = known({1: 1.0, 8: 1.1, 9: 4.0, 16: 8.0, 32: 16.0})
     speculation.begin(2)
