@@ -25,6 +25,7 @@ from ernie_accel.errors import (
     HubError,
     MissingExtraError,
     QueueFullError,
+    RemoteError,
     TokenizerError,
     UnsupportedCheckpointError,
     UnsupportedError,
@@ -49,6 +50,7 @@ from ernie_accel.types import (
 if TYPE_CHECKING:
     from ernie_accel import testing
     from ernie_accel.backends.engine import Handle
+    from ernie_accel.backends.fastdeploy.options import FastDeployOptions
     from ernie_accel.backends.native.backend import NativeOptions
     from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRuntimeOptions, TensorRTOptions
     from ernie_accel.checkpoint import inspect
@@ -82,6 +84,7 @@ __all__ = [
     "DeadlineError",
     "EngineOptions",
     "ErnieAccelError",
+    "FastDeployOptions",
     "FastDeployRuntimeOptions",
     "FinishReason",
     "Handle",
@@ -98,6 +101,7 @@ __all__ = [
     "Progress",
     "QuantizationReport",
     "QueueFullError",
+    "RemoteError",
     "Reply",
     "Report",
     "SamplingParams",
@@ -130,6 +134,7 @@ _LATER = {
     "Conversation": "ernie_accel.conversation",
     "ConversationStream": "ernie_accel.conversation",
     "EngineOptions": "ernie_accel.engine.options",
+    "FastDeployOptions": "ernie_accel.backends.fastdeploy.options",
     "FastDeployRuntimeOptions": "ernie_accel.backends.static_graph.fastdeploy_options",
     "Handle": "ernie_accel.backends.engine",
     "Histogram": "ernie_accel.metrics",

@@ -6,11 +6,12 @@ Variables are read when they are needed, never at import, so that a program may 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ernie_accel.errors import ArgumentError
 
-__all__ = ["ISA_LEVELS", "cache", "cache_limit", "fastdeploy_python", "isa", "threads"]
+__all__ = ["ISA_LEVELS", "cache", "cache_limit", "fastdeploy_python", "inherited", "isa", "threads"]
 
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 """Instruction-set levels of the native backend, lowest first."""
@@ -72,3 +73,8 @@ def cache_limit() -> int:
 def fastdeploy_python() -> str | None:
     """``ERNIE_ACCEL_FASTDEPLOY_PYTHON``: the interpreter that has FastDeploy 1.x; None, our own, if unset."""
     return os.environ.get("ERNIE_ACCEL_FASTDEPLOY_PYTHON", "").strip() or None
+
+
+def inherited(further: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of this process with further variables, for a process that it starts."""
+    return {**os.environ, **further}

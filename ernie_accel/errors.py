@@ -11,6 +11,7 @@
     ├── BackendError                         a backend failed while it worked
     │   ├── BackendProcessError              the process that a backend runs in ended or does not answer; has its log
     │   ├── BackendUnavailableError          the backend cannot run here; says why and what to do
+    │   ├── RemoteError                      a server refused, failed or broke off; has its HTTP status
     │   └── UnsupportedError                 the backend cannot do what was asked; names those that can
     ├── MissingExtraError (also ImportError) an optional dependency is not installed; says the command
     ├── ContextLengthError (also ValueError) prompt (and output) do not fit the context
@@ -38,6 +39,7 @@ __all__ = [
     "HubError",
     "MissingExtraError",
     "QueueFullError",
+    "RemoteError",
     "TokenizerError",
     "UnsupportedCheckpointError",
     "UnsupportedError",
@@ -88,6 +90,18 @@ class BackendProcessError(BackendError):
 
 class BackendUnavailableError(BackendError):
     """The backend cannot run on this machine."""
+
+
+class RemoteError(BackendError):
+    """A server refused a request, failed, broke off, or sent what is none of the API.
+
+    Attributes:
+        status: Its HTTP status, None where it was not that.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class UnsupportedError(BackendError):

@@ -64,6 +64,7 @@ class TaskEngine(ABC):
         self._queued: dict[Feed, None] = {}  # all that wait for their start
         self._waiting: list[tuple[int, int, Feed]] = []
         self._tasks: dict[Feed, asyncio.Task[None]] = {}
+        self._ending: set[Feed] = set()
         self._arrivals = itertools.count()
         self._process = os.getpid()
         self._closed = False
@@ -183,8 +184,7 @@ class TaskEngine(ABC):
         for feed in [*self._queued, *self._tasks]:
             feed.fail(error())
         self._cancel(list(self._queued))
-        for task in list(self._tasks.values()):
-            task.cancel()
+        self._cancel(list(self._tasks))
 
     def _lacks(self, what: str) -> NoReturn:
         self._check_open()
@@ -271,17 +271,18 @@ class TaskEngine(ABC):
 
     def _left(self, feed: Feed, task: asyncio.Task[None]) -> None:
         del self._tasks[feed]
-        feed.cancel()  # unless it has ended otherwise
+        self._ending.discard(feed)
+        feed.cancel()  # unless it has ended already
         self._admit()
 
     def _cancel(self, feeds: Sequence[Feed]) -> None:
         for feed in feeds:
+            feed.cancel()  # at once, whatever its task does about it
+            self._queued.pop(feed, None)
             task = self._tasks.get(feed)
-            if task is not None:
+            if task is not None and feed not in self._ending:
+                self._ending.add(feed)  # a second time would disturb what the first has it clean up
                 task.cancel()
-            else:
-                feed.cancel()
-                self._queued.pop(feed, None)
         self._room.ring()
 
     def _late(self, feeds: Sequence[Feed]) -> None:

@@ -55,8 +55,9 @@ def test_doctor_reports_what_the_library_sees(monkeypatch: pytest.MonkeyPatch) -
     for word in ("instruction set", "threads", "memory", "backends", "physical cores"):
         assert word in text
     assert report._repr_html_().startswith("<strong>")
-    listed = json.loads(json.dumps(report.to_dict()))["backends"]
-    assert {"mock", "native", "reference"} <= {row["name"] for row in listed}
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert {row["name"] for row in plain["backends"]} >= {"mock", "native", "reference"}
+    assert [looked["backend"] for looked in plain["preflights"]] == ["fastdeploy"]
 
 
 def test_doctor_says_who_chose_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
