@@ -15,6 +15,7 @@ import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from ernie_accel.backends.base import AnswersForOptions, Availability, Backend, LoadOptions
 from ernie_accel.checkpoint.base import Checkpoint
@@ -38,7 +39,7 @@ __all__ = [
 
 GROUP = "ernie_accel.backends"
 
-AUTO: Mapping[str, tuple[str, ...]] = {"cpu": ("native",), "gpu": ("fastdeploy",)}
+AUTO: Mapping[str, tuple[str, ...]] = {"cpu": ("native",), "gpu": ("fastdeploy", "tensorrt")}
 """What ``backend="auto"`` stands for by the kind of device, in order. ``reference`` is no part of it: it is thousands
 of times slower, and nothing may step down to it in silence."""
 
@@ -159,18 +160,25 @@ def pick(name: str = "auto", options: LoadOptions | None = None) -> Choice:
 
 
 def _owner(backend_options: object | None) -> Backend | None:
-    """Return the backend whose options these are."""
+    """Return the backend whose options these are; raise ArgumentError where several have that class."""
     if backend_options is None:
         return None
-    for name in names():
-        try:
-            backend = get(name)
-        except BackendUnavailableError:
-            continue
-        kind = getattr(backend, "options_type", None)
-        if kind is not None and isinstance(backend_options, kind):
-            return backend
-    return None
+    able = [backend for name in names() if (backend := _loadable(name)) and hasattr(backend, "options_type")]
+    owners = [b for b in able if type(backend_options) is b.options_type]
+    owners = owners or [b for b in able if isinstance(backend_options, b.options_type)]
+    if len(owners) > 1:
+        raise ArgumentError(
+            f"backend='auto': {type(backend_options).__name__} are options of "
+            f"{' and '.join(repr(b.name) for b in owners)}; name one of them"
+        )
+    return owners[0] if owners else None
+
+
+def _loadable(name: str) -> Any:
+    try:
+        return get(name)
+    except BackendUnavailableError:
+        return None
 
 
 def _first(options: LoadOptions) -> Choice:

@@ -233,6 +233,8 @@ class TaskEngine(ABC):
         for feed in feeds:
             if self._closed:
                 feed.fail(closed())
+            elif feed.request.deadline <= time.monotonic():
+                feed.fail(late())
             if feed.done:
                 self._queued.pop(feed, None)
                 continue

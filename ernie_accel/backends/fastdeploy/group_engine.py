@@ -27,6 +27,7 @@ __all__ = ["GroupEngine", "start"]
 
 CONNECTING_SECONDS = 10.0
 DYING_SECONDS = 5.0
+LOOK_SECONDS = 1.0
 STAGES = ("importing FastDeploy", "starting FastDeploy", "waiting for a first token")
 Event = dict[str, Any]
 
@@ -65,8 +66,10 @@ def start(
 
 def _ready(group: Group, timeout: float, progress: Progress | None) -> Event:
     """Read events until the group is ready."""
-    end, stage = time.monotonic() + timeout, "starting its process"
-    for event in _events(group, end):
+    stage = "starting its process"
+    for event in _events(group, timeout):
+        if event is None:
+            raise group.failure(f"FastDeploy was not ready within {timeout:g} s: it was still {stage}")
         kind = event["event"]
         if kind == "ready":
             return event
@@ -77,20 +80,23 @@ def _ready(group: Group, timeout: float, progress: Progress | None) -> Event:
         elif kind in ("failed", "dead"):
             group.wait(DYING_SECONDS)
             raise group.failure(f"FastDeploy did not start: {event['message']}")
-    if time.monotonic() >= end:
-        raise group.failure(f"FastDeploy was not ready within {timeout:g} s: it was still {stage}")
     group.wait(DYING_SECONDS)
     raise group.failure(f"FastDeploy ended while it was {stage}")
 
 
-def _events(group: Group, end: float) -> Iterator[Event]:
-    """Yield what the worker says until it is gone or the time is over."""
+def _events(group: Group, left: float) -> Iterator[Event | None]:
+    """Yield what the worker says until it is gone; None when the time is over.
+
+    Time that passes between two looks counts as one look: a machine that was suspended has lost nobody's time.
+    """
     data = b""
     group.socket.setblocking(False)
     with selectors.DefaultSelector() as selector:
         selector.register(group.socket, selectors.EVENT_READ)
-        while (left := end - time.monotonic()) > 0:
-            if not selector.select(min(left, 1.0)):
+        while left > 0:
+            began = time.monotonic()
+            if not selector.select(min(left, LOOK_SECONDS)):
+                left -= min(time.monotonic() - began, LOOK_SECONDS)
                 continue
             read = group.socket.recv(65536)
             if not read:
@@ -98,6 +104,8 @@ def _events(group: Group, end: float) -> Iterator[Event]:
             *lines, data = (data + read).split(b"\n")
             for line in lines:
                 yield json.loads(line)
+            left -= min(time.monotonic() - began, LOOK_SECONDS)
+    yield None
 
 
 class _Link:

@@ -9,7 +9,7 @@ With pytest::
         case.run(Subject(backend=MyBackend()))
 
 or without: ``print(run_conformance(Subject(backend=MyBackend())))``. The models are tiny and random; ``reference`` is
-the judge.
+the judge. Engines, which work on whole requests, have a suite of their own: ``run_engine_conformance``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,21 @@ from typing import Any
 
 from ernie_accel.architecture import ModelConfig
 from ernie_accel.testing.conformance import drafts, limits, results
+from ernie_accel.testing.conformance.engines import ENGINE_CHECKS, EngineSubject
 from ernie_accel.testing.conformance.subject import Subject, Tolerance, differences
 from ernie_accel.testing.tiny import tiny_config
 
-__all__ = ["Case", "Report", "Subject", "Tolerance", "cases", "differences", "run_conformance"]
+__all__ = [
+    "Case",
+    "EngineSubject",
+    "Report",
+    "Subject",
+    "Tolerance",
+    "cases",
+    "differences",
+    "run_conformance",
+    "run_engine_conformance",
+]
 
 Check = Callable[[Subject, ModelConfig], None]
 
@@ -171,3 +182,16 @@ def run_conformance(subject: Subject) -> Report:
         except Exception as error:  # whatever a third-party backend raises is its failure, not ours
             failed.append((str(case), f"{type(error).__name__}: {error}"))
     return Report(tuple(passed), tuple(skipped), tuple(failed))
+
+
+def run_engine_conformance(subject: EngineSubject) -> Report:
+    """Put an engine through all checks of ``engines.py``."""
+    passed, failed = [], []
+    for check in ENGINE_CHECKS:
+        name = check.__name__.removeprefix("check_")
+        try:
+            check(subject)
+            passed.append(name)
+        except Exception as error:  # as above
+            failed.append((name, f"{type(error).__name__}: {error}"))
+    return Report(tuple(passed), (), tuple(failed))

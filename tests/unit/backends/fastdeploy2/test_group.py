@@ -17,6 +17,10 @@ from typing import Any
 import pytest
 
 import ernie_accel as ea
+from ernie_accel.backends.base import LoadOptions
+from ernie_accel.backends.fastdeploy.backend import FastDeployBackend
+from ernie_accel.testing import tiny_config
+from ernie_accel.testing.conformance.engines import ENGINE_CHECKS, EngineSubject
 from tests.unit.backends.fastdeploy2.conftest import Installation, environment, left_behind, linux, processes
 
 Load = Callable[..., ea.Model]
@@ -396,3 +400,12 @@ def test_a_forked_child_is_told(load: Load) -> None:
         assert b"forked" in os.read(reading, 1000)
         os.close(reading)
         assert model.generate([20], max_tokens=1).token_ids == (21,)
+
+
+@pytest.mark.parametrize("check", ENGINE_CHECKS, ids=lambda check: check.__name__)
+def test_the_contract_of_engines(
+    fastdeploy: Installation, checkpoint_directory: Path, check: Callable[[EngineSubject], None]
+) -> None:
+    options = LoadOptions(backend_options=fastdeploy.own())
+    config = tiny_config(vocab_size=640)
+    check(EngineSubject(open=lambda: FastDeployBackend().open_engine(checkpoint_directory, config, options)))

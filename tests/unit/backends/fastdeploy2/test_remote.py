@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 import ernie_accel as ea
+from ernie_accel.backends.base import LoadOptions
 from ernie_accel.backends.fastdeploy import remote_engine
 from ernie_accel.backends.fastdeploy import server as http
+from ernie_accel.backends.fastdeploy.backend import FastDeployBackend
+from ernie_accel.testing.conformance.engines import ENGINE_CHECKS, EngineSubject
 from tests.unit.backends.fastdeploy2.fake_server import FakeServer
 
 Load = Callable[..., ea.Model]
@@ -438,3 +441,10 @@ def test_many_threads_share_one_model(remote: Load) -> None:
         for thread in threads:
             thread.join(60)
     assert texts == ["Hello, you there"] * 32
+
+
+@pytest.mark.parametrize("check", ENGINE_CHECKS, ids=lambda check: check.__name__)
+def test_the_contract_of_engines(server: FakeServer, check: Callable[[EngineSubject], None]) -> None:
+    own = ea.FastDeployOptions(endpoint=server.url)
+    options = LoadOptions(backend_options=own)
+    check(EngineSubject(open=lambda: FastDeployBackend().open_engine(None, None, options)))
