@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ernie_accel.backends.fastdeploy.options import FastDeployOptions
     from ernie_accel.backends.native.backend import NativeOptions
     from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRuntimeOptions, TensorRTOptions
+    from ernie_accel.backends.static_graph.paddle_settings import PaddleOptions
     from ernie_accel.checkpoint import inspect
     from ernie_accel.conversation import Conversation, ConversationStream
     from ernie_accel.diagnosis import Report, doctor
@@ -97,6 +98,7 @@ __all__ = [
     "Model",
     "ModelInfo",
     "NativeOptions",
+    "PaddleOptions",
     "Precision",
     "Progress",
     "QuantizationReport",
@@ -142,6 +144,7 @@ _LATER = {
     "Metrics": "ernie_accel.metrics",
     "Model": "ernie_accel.model",
     "NativeOptions": "ernie_accel.backends.native.backend",
+    "PaddleOptions": "ernie_accel.backends.static_graph.paddle_settings",
     "QuantizationReport": "ernie_accel.quant.report",
     "Report": "ernie_accel.diagnosis",
     "TensorRTOptions": "ernie_accel.backends.static_graph.fastdeploy_options",

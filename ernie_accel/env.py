@@ -6,12 +6,22 @@ Variables are read when they are needed, never at import, so that a program may 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ernie_accel.errors import ArgumentError
 
-__all__ = ["ISA_LEVELS", "cache", "cache_limit", "fastdeploy_python", "inherited", "isa", "threads"]
+__all__ = [
+    "ISA_LEVELS",
+    "cache",
+    "cache_limit",
+    "fastdeploy_python",
+    "inherited",
+    "isa",
+    "threads",
+    "unchanged",
+]
 
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 """Instruction-set levels of the native backend, lowest first."""
@@ -78,3 +88,16 @@ def fastdeploy_python() -> str | None:
 def inherited(further: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of this process with further variables, for a process that it starts."""
     return {**os.environ, **further}
+
+
+@contextmanager
+def unchanged(meanwhile: Mapping[str, str]) -> Iterator[None]:
+    """Put the whole environment back at the end of the block; ``meanwhile`` are values for what is unset."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in meanwhile.items() if name not in before})
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})

@@ -116,8 +116,9 @@ def export_graph(
     Args:
         source: A directory, a hub id, or a checkpoint from ``ernie_accel.testing``, unquantised.
         target: Directory to create; an empty one may exist.
-        format: ``"onnx"`` (one file up to 2 GB, weights apart beyond).
-        precision: Of the weights: ``"fp32"``, ``"fp16"`` or, weights only with a scale for each row, ``"int8"``.
+        format: ``"onnx"`` (one file up to 2 GB, weights apart beyond), or ``"paddle"`` (program and weights).
+        precision: In ONNX of the weights: ``"fp32"``, ``"fp16"`` or, with a scale for each row, ``"int8"``. In Paddle
+            of the products on a CPU: ``"fp32"`` or ``"bf16"``; the weights in the file are float32.
         time_fusions: Measure what each fusion of the graph gains, by decoding without it on ONNX Runtime.
         progress: None shows a bar on stderr if that is a terminal or a notebook; True always; False never; a callable
             is called as ``progress(stage, done, total)``.

@@ -13,9 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("source", metavar="SOURCE", help="directory or hub id of an unquantized checkpoint")
     parser.add_argument("target", metavar="TARGET", help="directory to create")
-    parser.add_argument("--format", default="onnx", help="of the graph (default: onnx)")
+    parser.add_argument("--format", default="onnx", help="of the graph: onnx or paddle (default: onnx)")
     parser.add_argument(
-        "--precision", default="fp32", help="of the weights: fp32, fp16 or int8 (default: fp32)"
+        "--precision", default="fp32", help="onnx: fp32, fp16 or int8; paddle: fp32 or bf16 (default: fp32)"
     )
     parser.add_argument(
         "--report", action="store_true", help="also time a step with and without each fusion (some minutes)"

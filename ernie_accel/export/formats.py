@@ -27,7 +27,10 @@ class Format(NamedTuple):
     precisions: tuple[str, ...]
 
 
-FORMATS = {"onnx": Format("ernie_accel.export.onnx_file", "onnxruntime", ("fp32", "fp16", "int8"))}
+FORMATS = {
+    "onnx": Format("ernie_accel.export.onnx_file", "onnxruntime", ("fp32", "fp16", "int8")),
+    "paddle": Format("ernie_accel.export.paddle_file", "paddle", ("fp32", "bf16")),
+}
 
 
 def write_graph(

@@ -10,7 +10,7 @@ from ernie_accel import Model
 from ernie_accel.backends.registry import available
 
 POET = Path(__file__).parents[2] / "examples/poet/model"
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", "paddle")
 PROMPTS = ["床前明月光，", "春", "山中"]
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from ernie_accel import env, system
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions, RunnerInfo
 from ernie_accel.backends.checks import check_context
 from ernie_accel.backends.registry import check_precision
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
     from ernie_accel.types import Precision
 
-__all__ = ["DEFAULT_STEP_TOKENS", "StaticGraphBackend", "check_step_tokens"]
+__all__ = ["DEFAULT_STEP_TOKENS", "StaticGraphBackend", "check_step_tokens", "choose_threads"]
 
 DEFAULT_SEQUENCES = 32
 DEFAULT_STEP_TOKENS = 512
@@ -161,6 +162,14 @@ def _check_signature(checkpoint: ExportedCheckpoint, signature: Signature) -> No
     found = Signature.from_dict(checkpoint.signature, source)
     if found != signature:
         raise CheckpointError(f"{source}: {found} does not fit config.json and this backend: {signature}")
+
+
+def choose_threads(threads: int | None) -> int:
+    """Return how many threads to use: what was asked for, or what the environment says, or what the machine allows."""
+    threads = threads or env.threads() or system.available_threads()
+    if not 1 <= threads <= 1024:
+        raise ArgumentError(f"threads={threads}: must be from 1 to 1024")
+    return threads
 
 
 def check_step_tokens(tokens: object) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ernie_accel import env, system
 from ernie_accel.backends.base import Availability, LoadOptions
 from ernie_accel.backends.static_graph.backend import (
     DEFAULT_STEP_TOKENS,
     StaticGraphBackend,
     check_step_tokens,
+    choose_threads,
 )
 from ernie_accel.backends.static_graph.executor import Array, ExecutorInfo
 from ernie_accel.checkpoint.base import Checkpoint
@@ -94,7 +94,7 @@ class OnnxRuntimeBackend(StaticGraphBackend[OnnxRuntimeOptions]):
         self, checkpoint: Checkpoint, signature: Signature, options: LoadOptions, own: OnnxRuntimeOptions
     ) -> OnnxRuntimeExecutor:
         _check_precision(signature.precision, options.device, isinstance(checkpoint, ExportedCheckpoint))
-        threads = _threads(options.threads)
+        threads = choose_threads(options.threads)
         opener = _Opener(_session_options(own, threads), _providers(options.device))
         if isinstance(checkpoint, ExportedCheckpoint):
             session = opener.from_file(checkpoint)
@@ -213,13 +213,6 @@ def _check_precision(precision: str, device: str | None, exported: bool) -> None
             f"precision='int8': onnxruntime {version} has no fast int8 products, {'.'.join(map(str, OLDEST_INT8))} "
             "has: pip install --upgrade onnxruntime"
         )
-
-
-def _threads(threads: int | None) -> int:
-    threads = threads or env.threads() or system.available_threads()
-    if not 1 <= threads <= 1024:
-        raise ArgumentError(f"threads={threads}: must be from 1 to 1024")
-    return threads
 
 
 def _installed_version() -> str | None:
