@@ -22,8 +22,8 @@ from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.exported import EXPORT_NAME, ExportedCheckpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint
-from ernie_accel.checkpoint.packed.writer import DiskError, check_target
 from ernie_accel.checkpoint.small_files import small_files
+from ernie_accel.checkpoint.unfinished import DiskError, check_target
 from ernie_accel.display import html_table, size, text_table
 from ernie_accel.errors import ArgumentError, BackendError, UnsupportedCheckpointError
 from ernie_accel.export.formats import FORMATS, write_graph

@@ -11,7 +11,7 @@ from typing import Any
 from ernie_accel.errors import ArgumentError
 from ernie_accel.types import Progress
 
-__all__ = ["check_progress", "reporting"]
+__all__ = ["Counter", "check_progress", "reporting"]
 
 
 def check_progress(progress: object) -> None:
@@ -45,6 +45,20 @@ def reporting(progress: bool | Progress | None, *, unit: str = "B") -> Iterator[
             bars.close()
     else:
         yield None
+
+
+class Counter:
+    """Counts up to a total and reports it, where there is somebody to report to."""
+
+    def __init__(self, progress: Progress | None, stage: str, total: int) -> None:
+        self._progress, self._stage, self._total = progress, stage, total
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        """So much more is done."""
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._stage, self._done, self._total)
 
 
 class _Bars:

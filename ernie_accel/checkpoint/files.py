@@ -11,11 +11,24 @@ from ernie_accel.checkpoint.headers import Entry, Header, read_header
 from ernie_accel.checkpoint.strict_json import read_object
 from ernie_accel.errors import CheckpointError, UnsupportedCheckpointError
 
-__all__ = ["CONFIG_NAME", "INDEX_NAME", "Located", "WeightFiles", "find_config", "find_weights", "name_some"]
+__all__ = [
+    "CONFIG_NAME",
+    "INDEX_NAME",
+    "SHARD_NAME",
+    "SINGLE_NAME",
+    "Located",
+    "WeightFiles",
+    "find_config",
+    "find_weights",
+    "name_some",
+    "refuse_ranks",
+]
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+SHARD_NAME = "shard.json"
+"""Makes a directory that of one rank of a checkpoint that was split."""
 
 _CONFIG_LIMIT = 16 << 20
 _INDEX_LIMIT = 128 << 20
@@ -59,6 +72,21 @@ def find_config(directory: Path, name: str = CONFIG_NAME) -> dict[str, Any]:
             f"{directory / name}: is missing: give the directory that holds it, beside the weights"
         )
     return read_object(directory / name, _CONFIG_LIMIT)
+
+
+def refuse_ranks(directory: Path) -> None:
+    """Raise CheckpointError if the directory belongs to a checkpoint that was split, which is no model to load."""
+    if (directory / SHARD_NAME).exists():
+        ranks = directory.absolute().parent
+        raise CheckpointError(
+            f"{directory}: holds what one rank has of a checkpoint that was split ({SHARD_NAME}), and no whole model: "
+            f"use the checkpoint that was split, or put it together with: ernie-accel shard {ranks} TARGET --merge"
+        )
+    if any((item / SHARD_NAME).exists() for item in directory.glob("rank-*-of-*")):
+        raise CheckpointError(
+            f"{directory}: holds the ranks of a checkpoint that was split, and no whole model: use the checkpoint that "
+            f"was split, or put it together with: ernie-accel shard {directory} TARGET --merge"
+        )
 
 
 def find_weights(directory: Path) -> WeightFiles:

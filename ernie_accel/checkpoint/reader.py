@@ -23,6 +23,7 @@ from ernie_accel.checkpoint.files import (
     find_weights,
     name_some,
     refuse_pickle,
+    refuse_ranks,
 )
 from ernie_accel.checkpoint.headers import DTYPE_BITS
 from ernie_accel.checkpoint.multi_token import is_multi_token, place_multi_token
@@ -100,6 +101,7 @@ def read_settings(source: str | os.PathLike[str]) -> tuple[Path, ModelConfig, Ma
             "is a file: give the directory that holds it" if path.exists() else "there is no such directory"
         )
         raise CheckpointError(f"{path}: {what}")
+    refuse_ranks(path)
     try:
         config = ModelConfig.from_dict(find_config(path), source=str(path / CONFIG_NAME))
         generation = find_config(path, GENERATION_NAME) if (path / GENERATION_NAME).exists() else {}

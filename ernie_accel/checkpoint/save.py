@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -19,10 +18,11 @@ from ernie_accel.architecture import multi_token_specs, tensor_specs
 from ernie_accel.architecture.config import ConfigDialect
 from ernie_accel.checkpoint.base import Checkpoint, StoredDtype, has_multi_token
 from ernie_accel.checkpoint.layouts import PADDLE, PT, Part, full_name, stored_parts
+from ernie_accel.checkpoint.strict_json import encode_json
 from ernie_accel.checkpoint.writer import TensorSource, replace_file, write_safetensors
 from ernie_accel.errors import ArgumentError, CheckpointError
 
-__all__ = ["Bf16Tag", "LayoutName", "save_checkpoint"]
+__all__ = ["Bf16Tag", "LayoutName", "save_checkpoint", "stored_tensors"]
 
 LayoutName = Literal["pt", "paddle"]
 
@@ -62,7 +62,7 @@ def save_checkpoint(
     """
     target = Path(directory)
     _check_arguments(target, layout, shards, bf16_tag)
-    stored = _stored_tensors(source, layout, bf16_tag, dtype_of or (lambda name: source.tensor(name).dtype))
+    stored = stored_tensors(source, layout, bf16_tag, dtype_of or (lambda name: source.tensor(name).dtype))
     if shards > len(stored):
         raise ArgumentError(f"shards={shards}: must be at most the number of tensors, {len(stored)}")
     config = source.config.to_dict(config_dialect or layout)
@@ -98,9 +98,10 @@ def _check_arguments(target: Path, layout: str, shards: int, bf16_tag: str) -> N
         )
 
 
-def _stored_tensors(
+def stored_tensors(
     source: Checkpoint, layout: LayoutName, bf16_tag: Bf16Tag, dtype_of: Callable[[str], StoredDtype]
 ) -> list[TensorSource]:
+    """Return every tensor of a checkpoint as it lies in files of a layout."""
     specs = tensor_specs(source.config)
     if has_multi_token(source):
         specs = {**specs, **multi_token_specs(source.config)}
@@ -150,5 +151,4 @@ def _write_weights(directory: Path, groups: list[list[TensorSource]], metadata: 
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode()))
+    replace_file(path, lambda file: file.write(encode_json(values)))

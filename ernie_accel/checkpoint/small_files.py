@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.checkpoint.strict_json import encode_json
 
-__all__ = ["small_files"]
+__all__ = ["COPIED", "paths_of_small_files", "small_files"]
 
-_COPIED = (
+COPIED = (
     "config.json",
     "generation_config.json",
     "tokenizer.model",
@@ -23,18 +21,20 @@ _COPIED = (
     "chat_template.json",
     "LICENSE",
 )
+"""Their names."""
 
 
 def small_files(checkpoint: Checkpoint) -> dict[str, Path | bytes]:
     """Configuration and tokenizer files as they are; of a virtual checkpoint what it says."""
     if checkpoint.directory is not None:
-        paths = {name: checkpoint.directory / name for name in _COPIED}
-        return {name: path for name, path in paths.items() if path.is_file()}
-    files: dict[str, Path | bytes] = {"config.json": _json(checkpoint.config.to_dict())}
+        return {**paths_of_small_files(checkpoint.directory)}
+    files: dict[str, Path | bytes] = {"config.json": encode_json(checkpoint.config.to_dict())}
     if checkpoint.generation_config:
-        files["generation_config.json"] = _json(checkpoint.generation_config)
+        files["generation_config.json"] = encode_json(checkpoint.generation_config)
     return files
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+def paths_of_small_files(directory: Path) -> dict[str, Path]:
+    """Those that a directory has, by name."""
+    paths = {name: directory / name for name in COPIED}
+    return {name: path for name, path in paths.items() if path.is_file()}

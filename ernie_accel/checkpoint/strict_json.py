@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ernie_accel.errors import CheckpointError
 
-__all__ = ["check_regular_file", "parse_object", "read_object"]
+__all__ = ["check_regular_file", "encode_json", "parse_object", "read_bytes", "read_object"]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -38,6 +39,11 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
     return value
 
 
+def encode_json(values: Mapping[str, Any]) -> bytes:
+    """Return a JSON file for people and programs."""
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def check_regular_file(path: Path) -> None:
     """Raise unless the path is a file (or a link to one): a pipe of that name would block a reader for ever."""
     try:
@@ -48,14 +54,19 @@ def check_regular_file(path: Path) -> None:
         raise CheckpointError(f"{path}: is not a regular file")
 
 
-def read_object(path: Path, limit: int) -> dict[str, Any]:
-    """Read a JSON file of at most ``limit`` bytes."""
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a file of at most ``limit`` bytes. Raises CheckpointError where it is larger or cannot be read."""
     check_regular_file(path)
     try:
         with path.open("rb") as file:
-            text = file.read(limit + 1)
+            content = file.read(limit + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(text) > limit:
+    if len(content) > limit:
         raise CheckpointError(f"{path}: is larger than {limit} bytes")
-    return parse_object(text, str(path))
+    return content
+
+
+def read_object(path: Path, limit: int) -> dict[str, Any]:
+    """Read a JSON file of at most ``limit`` bytes."""
+    return parse_object(read_bytes(path, limit), str(path))

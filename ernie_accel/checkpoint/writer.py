@@ -6,7 +6,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ernie_accel.checkpoint.base import Tensor
 from ernie_accel.checkpoint.headers import DTYPE_BITS, MAX_HEADER
 from ernie_accel.errors import ArgumentError, CheckpointError
 
-__all__ = ["TensorSource", "replace_file", "write_safetensors"]
+__all__ = ["TensorSource", "encode_header", "in_order", "replace_file", "write_safetensors"]
 
 _TAGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ITEMS: Mapping[str, np.dtype[Any]] = {
@@ -65,8 +65,8 @@ def write_safetensors(
         ArgumentError: Two tensors have one name, a dtype cannot be written, or a source made another shape or dtype.
         CheckpointError: The file cannot be written (the disk is full, for example); nothing of it is left behind.
     """
-    sources = _in_order(_sources(tensors))
-    header = _header(sources, metadata or {})
+    sources = in_order(_sources(tensors))
+    header = encode_header([source[:3] for source in sources], metadata or {})
 
     def write(file: Any) -> None:
         file.write(header)
@@ -104,7 +104,8 @@ def _sources(tensors: Mapping[str, Tensor] | Iterable[TensorSource]) -> list[Ten
     return list(tensors)
 
 
-def _in_order(sources: list[TensorSource]) -> list[TensorSource]:
+def in_order(sources: Sequence[TensorSource]) -> list[TensorSource]:
+    """Return tensors in the order of a file. Raises ArgumentError as ``write_safetensors`` does."""
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -119,23 +120,20 @@ def _in_order(sources: list[TensorSource]) -> list[TensorSource]:
     return sorted(sources, key=lambda source: (-DTYPE_BITS[source.dtype], source.name))
 
 
-def _header(sources: list[TensorSource], metadata: Mapping[str, str]) -> bytes:
+def encode_header(tensors: Sequence[tuple[str, tuple[int, ...], str]], metadata: Mapping[str, str]) -> bytes:
+    """Return what a safetensors file begins with: its tensors by name, shape and dtype, in the order of their bytes."""
     values: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
-    for source in sources:
-        end = position + source.nbytes
-        values[source.name] = {
-            "dtype": source.dtype,
-            "shape": list(source.shape),
-            "data_offsets": [position, end],
-        }
+    for name, shape, dtype in tensors:
+        end = position + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        values[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
     # the data begins at a multiple of 8, as the format asks for
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise ArgumentError(
-            f"{len(sources)} tensors: their header has {len(text)} bytes, must be at most {MAX_HEADER}"
+            f"{len(tensors)} tensors: their header has {len(text)} bytes, must be at most {MAX_HEADER}"
         )
     return len(text).to_bytes(8, "little") + text
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "quantize": "write a directory of int8 or int4 weights that loads at once",
     "plan": "say whether a model fits, how to divide it and how fast it can be",
     "export": "write a model as a graph for another engine: ONNX",
+    "shard": "split a checkpoint among ranks, and put it together again",
     "info": "say what a checkpoint holds, from its headers",
     "doctor": "say what this machine offers, and why",
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ernie_accel.architecture import ModelConfig
+from ernie_accel.architecture.split import possible_ranks
 from ernie_accel.errors import ArgumentError
 from ernie_accel.planner.memory import device_memory
 from ernie_accel.planner.setting import Degrees, Setting
@@ -39,24 +40,8 @@ class Wishes:
 
 
 def tensor_degrees(config: ModelConfig, most: int, *, by_expert: bool = False) -> tuple[int, ...]:
-    """Return the numbers of devices that can share every matrix.
-
-    They divide the query heads and the feed-forward widths; of the key and value heads they are a divisor or, with
-    copies of a head on several devices, a multiple. With ``by_expert`` experts are not cut.
-    """
-    widths = [config.num_attention_heads]
-    dense = not all(config.is_moe_layer(index) for index in range(config.num_hidden_layers))
-    if dense:
-        widths.append(config.intermediate_size)
-    if config.is_moe:
-        shared = config.moe_intermediate_size * config.moe_num_shared_experts
-        widths += [shared] if by_expert else [config.moe_intermediate_size, shared]
-    heads = config.num_key_value_heads
-    return tuple(
-        n
-        for n in range(1, most + 1)
-        if all(width % n == 0 for width in widths) and (heads % n == 0 or n % heads == 0)
-    )
+    """Return the numbers of devices that can share every matrix; with ``by_expert`` experts are not cut."""
+    return possible_ranks(config, most, experts="whole" if by_expert else "cut")
 
 
 def choose_degrees(setting: Setting, wishes: Wishes) -> Setting:

@@ -19,7 +19,7 @@ from ernie_accel import env
 from ernie_accel.architecture import ModelConfig
 from ernie_accel.checkpoint.packed import WEIGHTS_NAME
 from ernie_accel.checkpoint.packed.header import read_header
-from ernie_accel.checkpoint.packed.writer import DiskError
+from ernie_accel.checkpoint.unfinished import DiskError
 from ernie_accel.errors import CheckpointError
 
 __all__ = ["Cache", "open_cache"]

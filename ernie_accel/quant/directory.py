@@ -14,8 +14,9 @@ from ernie_accel.backends.base import LoadOptions, PackingBackend
 from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.checkpoint.base import Checkpoint, has_multi_token
 from ernie_accel.checkpoint.packed import WEIGHTS_NAME, PackedCheckpoint
-from ernie_accel.checkpoint.packed.writer import PackedWriter, check_target
+from ernie_accel.checkpoint.packed.writer import PackedWriter
 from ernie_accel.checkpoint.small_files import small_files
+from ernie_accel.checkpoint.unfinished import check_target
 from ernie_accel.engine.local import LocalEngine
 from ernie_accel.errors import ArgumentError, CapacityError, MissingExtraError, UnsupportedCheckpointError
 from ernie_accel.hub import resolve

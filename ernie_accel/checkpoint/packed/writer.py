@@ -1,14 +1,9 @@
-"""Writing a directory of packed weights, unit by unit, so that it can be interrupted and resumed.
-
-Everything is written to ``<target>.partial`` beside the target. ``journal.jsonl`` there has one line for what is being
-made and one for each unit that is complete and on disk; the directory takes its name when all of it is there.
-"""
+"""Writing a directory of packed weights, unit by unit, so that it can be interrupted and resumed."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,21 +27,18 @@ from ernie_accel.checkpoint.packed.header import (
 from ernie_accel.checkpoint.packed.layout import ALIGNMENT, PackedMatrix
 from ernie_accel.checkpoint.quantised import ActivationGroups
 from ernie_accel.checkpoint.strict_json import check_regular_file
+from ernie_accel.checkpoint.unfinished import (
+    JOURNAL_NAME,
+    DiskError,
+    Journal,
+    check_target,
+    partial_path,
+    sync_directory,
+)
 from ernie_accel.closing import Closing
 from ernie_accel.errors import ArgumentError, CheckpointError
 
-__all__ = ["DiskError", "PackedWriter", "check_target", "partial_path"]
-
-JOURNAL_NAME = "journal.jsonl"
-
-
-class DiskError(CheckpointError):
-    """The disk refuses: a CheckpointError that says nothing against the checkpoint that is written from."""
-
-
-def partial_path(target: Path) -> Path:
-    """Where an unfinished directory lies."""
-    return target.with_name(f"{target.name}.partial")
+__all__ = ["PackedWriter"]
 
 
 class PackedWriter(Closing):
@@ -76,7 +68,7 @@ class PackedWriter(Closing):
         self._tensors: list[TensorEntry] = []
         self._end = DATA_START
         self._data: BinaryIO | None = None
-        self._journal: BinaryIO | None = None
+        self._journal: Journal | None = None
         self._published = False
         self.done: set[str] = set()
         self.notes: dict[str, Mapping[str, Any]] = {}
@@ -86,23 +78,13 @@ class PackedWriter(Closing):
 
     def _open(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._journal = (self.directory / JOURNAL_NAME).open("a+b")
-        _lock(self._journal, self.directory)
-        lines, length = _complete_lines(self._read_journal())
-        self._journal.truncate(length)
-        if lines and lines[0] != self._identity:
-            raise ArgumentError(
-                f"{self.directory}: holds an unfinished directory that was made from another source or with other "
-                "settings: remove it, or use the same ones to finish it"
-            )
-        if not lines:
-            self._note(self._identity)
+        self._journal = Journal(self.directory, self._identity)
         try:
-            for line in lines[1:]:
+            for line in self._journal.lines:
                 self._resume(line)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{self.directory / JOURNAL_NAME}: is damaged: remove {self.directory} and begin again"
+                f"{self._journal.path}: is damaged: remove {self.directory} and begin again"
             ) from error
         path = self.directory / WEIGHTS_NAME
         path.touch()
@@ -112,11 +94,6 @@ class PackedWriter(Closing):
                 f"{path}: is shorter than {JOURNAL_NAME} beside it says: remove {self.directory}"
             )
         self._data.truncate(self._end)
-
-    def _read_journal(self) -> bytes:
-        assert self._journal is not None
-        self._journal.seek(0)
-        return self._journal.read()
 
     def _resume(self, line: Mapping[str, Any]) -> None:
         self._matrices += [MatrixEntry(**{**e, "exact": tuple(e["exact"])}) for e in line["matrices"]]
@@ -146,7 +123,8 @@ class PackedWriter(Closing):
             data = self._opened()
             data.flush()
             os.fsync(data.fileno())
-            self._note(
+            assert self._journal is not None
+            self._journal.note(
                 {
                     "unit": unit,
                     "end": self._end,
@@ -224,7 +202,7 @@ class PackedWriter(Closing):
             self._published = True
             (self.target / JOURNAL_NAME).unlink()
             self._close_files()
-            _sync_directory(self.target.parent)
+            sync_directory(self.target.parent)
 
     def close(self) -> None:
         """Keep what is finished for the next time; remove the directory if nothing is. May be called twice."""
@@ -248,12 +226,6 @@ class PackedWriter(Closing):
             file.flush()
             os.fsync(file.fileno())
         return hashlib.sha256(data).hexdigest()
-
-    def _note(self, line: Mapping[str, Any]) -> None:
-        assert self._journal is not None
-        self._journal.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
 
     def _opened(self) -> BinaryIO:
         if self._data is None:
@@ -283,30 +255,6 @@ class PackedWriter(Closing):
             raise
 
 
-def check_target(target: Path) -> None:
-    """See that a directory can take that name later, when much work has gone into it.
-
-    Raises:
-        ArgumentError: It is no name, or something other than an empty directory has it.
-        CheckpointError: The system does not let us look.
-    """
-    if target.name in ("", "..") or "\0" in str(target):
-        raise ArgumentError(f"target={str(target)!r}: must end in the name of a directory to create")
-    try:
-        taken = target.is_symlink() or (target.exists() and not _is_empty_directory(target))
-    except OSError as error:
-        raise DiskError(f"{target}: cannot be written: {error.strerror or error}") from error
-    if taken:
-        raise ArgumentError(
-            f"target={str(target)!r}: exists and is not an empty directory; choose a new name"
-        )
-
-
-def _is_empty_directory(path: Path) -> bool:
-    """A directory that another can be renamed to: a mount point cannot go."""
-    return path.is_dir() and not os.path.ismount(path) and not any(path.iterdir())
-
-
 def _content(item: Path | bytes) -> bytes:
     """What a small file holds; an error names the file and not the directory that is written."""
     if isinstance(item, bytes):
@@ -316,38 +264,3 @@ def _content(item: Path | bytes) -> bytes:
         return item.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{item}: cannot be read: {error.strerror or error}") from error
-
-
-def _complete_lines(text: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Lines up to the first that is torn, as the machine may have stopped within one; their length in bytes."""
-    lines: list[dict[str, Any]] = []
-    length = 0
-    for line in text.split(b"\n")[:-1]:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-        length += len(line) + 1
-    return lines, length
-
-
-def _lock(file: BinaryIO, directory: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows; a second writer then shows at the rename
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ArgumentError(f"{directory}: is being written by another process") from None
-    except OSError:  # a file system without locks, as on Windows
-        return
-
-
-def _sync_directory(path: Path) -> None:
-    with suppress(OSError):  # not every system can
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -364,3 +364,42 @@ def test_a_failed_answer_leaves_the_conversation_as_it_was(
         assert "error: " in capsys.readouterr().err
         session.turn()
         assert len(session.conversation.messages) == 2
+
+
+# shard
+
+
+def test_shard_splits_verifies_and_merges(tmp_path: Path, capsys: Out) -> None:
+    ea.testing.synthetic(ea.testing.tiny_config(True)).write(tmp_path / "m")
+    source, ranks, back = (str(tmp_path / name) for name in ("m", "r", "b"))
+    assert main(["shard", source, ranks, "--ranks", "2", "--experts", "whole", "--verify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ranks"], found["experts"]) == ("2", "whole")
+    assert found["verified"].endswith("are what was written")
+    assert main(["shard", ranks, "--verify"]) == 0
+    assert "are what was written" in capsys.readouterr().out
+    assert main(["shard", ranks, back, "--merge", "--no-progress"]) == 0
+    assert "each tensor with the hash that it had" in capsys.readouterr().out
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (
+        tmp_path / "m" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["m"], "TARGET is missing"),
+        (["m", "--ranks", "2"], "TARGET is missing"),
+        (["m", "r"], "--ranks N to split, or --merge"),
+        (["m", "r", "--ranks", "2", "--merge"], "--ranks N to split, or --merge"),
+        (["m", "r", "--ranks", "3"], "must be one of 1, 2, 4"),
+        (["m", "--verify"], "holds no ranks"),
+    ],
+)
+def test_shard_says_what_is_wrong(
+    arguments: list[str], words: str, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ea.testing.synthetic(ea.testing.tiny_config()).write(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    assert main(["shard", *arguments]) == 2
+    assert words in capsys.readouterr().err

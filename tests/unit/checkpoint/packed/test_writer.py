@@ -12,7 +12,8 @@ import pytest
 
 import ernie_accel as ea
 from ernie_accel.backends.registry import available
-from ernie_accel.checkpoint.packed.writer import JOURNAL_NAME, PackedWriter, partial_path
+from ernie_accel.checkpoint.packed.writer import PackedWriter
+from ernie_accel.checkpoint.unfinished import JOURNAL_NAME, partial_path
 from ernie_accel.testing import synthetic, tiny_config
 from tests.unit.checkpoint.packed.stand_in import StandIn, write
 
