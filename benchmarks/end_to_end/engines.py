@@ -17,6 +17,7 @@ class Entry:
         distributions: Packages whose versions are written down.
         moe: Whether a mixture of experts runs on it here.
         resident: Ours: a quantised directory is read into large pages of memory of its own, not mapped.
+        backend: Ours: what computes.
     """
 
     title: str
@@ -26,16 +27,23 @@ class Entry:
     distributions: tuple[str, ...] = ()
     moe: bool = False
     resident: bool = False
+    backend: str = "native"
 
     @property
     def ours(self) -> bool:
-        """Whether it is this library."""
-        return self.module == "ours"
+        """Whether it is this library's own engine."""
+        return self.module == "ours" and self.backend == "native"
 
 
 def _ours(precision: str, kv: str = "", resident: bool = False) -> Entry:
     title = f"ernie_accel {precision}" + (f", KV {kv}" if kv else "") + (", resident" if resident else "")
     return Entry(title, "ours", precision, kv, ("ernie-accel", "numpy"), moe=True, resident=resident)
+
+
+def _through(backend: str, precision: str, *distributions: str) -> Entry:
+    """Another engine that our static graph runs on, driven through our API."""
+    title = f"ernie_accel {backend} {precision}"
+    return Entry(title, "ours", precision, "", ("ernie-accel", *distributions), backend=backend)
 
 
 def _llama(precision: str, moe: bool = False) -> Entry:
@@ -65,6 +73,8 @@ ENGINES: dict[str, Entry] = {
     "ours-int8-kv16": _ours("int8", "bf16"),
     "ours-int4-kv16": _ours("int4", "bf16"),
     "ours-int4-resident": _ours("int4", resident=True),
+    "onnxruntime-fp32": _through("onnxruntime", "fp32", "onnxruntime"),
+    "onnxruntime-int8": _through("onnxruntime", "int8", "onnxruntime"),
     "llama-q8": _llama("Q8_0"),
     "llama-q4": _llama("Q4_0", moe=True),
     "llama-bf16": _llama("BF16"),

@@ -76,7 +76,13 @@ def main(name: str, settings: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     entry = ENGINES[name]
-    setup = Setup(precision=entry.precision, kv=entry.kv, resident=entry.resident, **json.loads(settings))
+    setup = Setup(
+        precision=entry.precision,
+        kv=entry.kv,
+        resident=entry.resident,
+        backend=entry.backend,
+        **json.loads(settings),
+    )
     module = importlib.import_module(f"benchmarks.end_to_end.peers.{entry.module}")
     serve(Worker(module.load(setup)), sys.stdin, answers)
 

@@ -19,6 +19,7 @@ VIOLATIONS = {
     "by import": ("engine/__init__.py", "import ernie_accel.backends.native", "found by name"),
     "judge": ("engine/__init__.py", "import torch", "Peers and judges stay outside"),
     "grammar engine": ("engine/writer.py", "import llguidance", "known to structured output only"),
+    "onnx": ("engine/__init__.py", "import onnx", "ONNX is known to its writer"),
     "adapter": ("engine/__init__.py", "import jinja2", "A third-party library is known to its adapter only"),
 }
 

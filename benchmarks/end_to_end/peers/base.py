@@ -18,6 +18,7 @@ class Setup:
         precision: Of the weights, as the engine calls it.
         kv: Of the KV cache, as the engine calls it; "" leaves it to the adapter.
         resident: Whether weights that could be mapped are copied into memory of the process.
+        backend: Ours: what computes.
         threads: Threads that compute.
         context: Largest number of tokens in one sequence.
         batch: Largest number of sequences at once.
@@ -27,6 +28,7 @@ class Setup:
     precision: str
     kv: str = ""
     resident: bool = False
+    backend: str = "native"
     threads: int
     context: int
     batch: int

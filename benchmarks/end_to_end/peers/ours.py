@@ -1,4 +1,4 @@
-"""Our native backend through the public API, as a user drives it."""
+"""This library through the public API, as a user drives it: our native engine, or another that runs our graph."""
 
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ class Ours:
 
     def step_bytes(self) -> int | None:
         assert self._decoding is not None
+        if self._model.info.backend != "native":
+            return None
         with self._model.profile() as profile:
             self._decoding.advance(1)
         return profile.result.bytes
 
 
 def load(setup: Setup) -> Ours:
+    if setup.backend != "native":
+        return _through(setup)
     quantised = setup.precision in ("int8", "int4")
     return Ours(
         ea.Model.load(
@@ -49,5 +53,18 @@ def load(setup: Setup) -> Ours:
             max_batch=max(setup.batch, 1),
             progress=False,
             backend_options=ea.NativeOptions(resident=setup.resident),
+        )
+    )
+
+
+def _through(setup: Setup) -> Ours:
+    return Ours(
+        ea.Model.load(
+            ea.testing.synthetic(setup.shape),
+            backend=setup.backend,
+            precision=cast(Precision, setup.precision),
+            threads=setup.threads,
+            max_batch=max(setup.batch, 1),
+            progress=False,
         )
     )

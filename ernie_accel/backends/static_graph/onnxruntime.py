@@ -31,6 +31,7 @@ INT8_BLOCKS = (32, 64, 128)
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
+    "gpu": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
