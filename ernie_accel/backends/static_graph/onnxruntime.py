@@ -166,7 +166,10 @@ class _Opener:
             if progress is not None:
                 progress("load", done, total)
         self.settings.add_external_initializers(list(builder.stored), values)
-        return self._open(in_memory_model(builder))
+        session = self._open(in_memory_model(builder))
+        del values
+        system.return_freed_memory()
+        return session
 
     def _open(self, model: str | bytes) -> Any:
         runtime = _import_onnxruntime()
