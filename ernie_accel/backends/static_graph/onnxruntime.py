@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ernie_accel import system
 from ernie_accel.backends.base import Availability, LoadOptions
 from ernie_accel.backends.static_graph.backend import (
     DEFAULT_STEP_TOKENS,

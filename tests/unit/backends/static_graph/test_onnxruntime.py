@@ -66,7 +66,11 @@ def test_options_check_themselves(options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"device": "tpu"}, UnsupportedError, "device='tpu': backend 'onnxruntime' has cpu, gpu, cuda, tensorrt"),
+        (
+            {"device": "tpu"},
+            UnsupportedError,
+            "device='tpu': backend 'onnxruntime' has cpu, gpu, cuda, tensorrt",
+        ),
         ({"device": "cuda:x"}, UnsupportedError, "cuda:1 for the second"),
         ({"precision": "int4"}, UnsupportedError, "precision='int4'.*offered by native"),
         ({"precision": "fp16"}, UnsupportedError, "would convert to fp32; use fp32"),
