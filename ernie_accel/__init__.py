@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ernie_accel.backends.fastdeploy.options import FastDeployOptions
     from ernie_accel.backends.native.backend import NativeOptions
     from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRuntimeOptions, TensorRTOptions
+    from ernie_accel.backends.static_graph.onnxruntime import OnnxRuntimeOptions
     from ernie_accel.backends.static_graph.paddle_settings import PaddleOptions
     from ernie_accel.checkpoint import inspect
     from ernie_accel.conversation import Conversation, ConversationStream
@@ -98,6 +99,7 @@ __all__ = [
     "Model",
     "ModelInfo",
     "NativeOptions",
+    "OnnxRuntimeOptions",
     "PaddleOptions",
     "Precision",
     "Progress",
@@ -144,6 +146,7 @@ _LATER = {
     "Metrics": "ernie_accel.metrics",
     "Model": "ernie_accel.model",
     "NativeOptions": "ernie_accel.backends.native.backend",
+    "OnnxRuntimeOptions": "ernie_accel.backends.static_graph.onnxruntime",
     "PaddleOptions": "ernie_accel.backends.static_graph.paddle_settings",
     "QuantizationReport": "ernie_accel.quant.report",
     "Report": "ernie_accel.diagnosis",
