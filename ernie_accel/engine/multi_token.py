@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from ernie_accel.backends.base import Drafts, Runner
 from ernie_accel.engine.costs import StepCosts
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.speculation import MARGIN, Chances, Speculation
-from ernie_accel.errors import CapacityError, UnsupportedError
+from ernie_accel.errors import CapacityError, ErnieAccelError, UnsupportedError
 
 __all__ = ["Guesses", "MultiToken"]
 
@@ -101,6 +102,7 @@ class MultiToken(Speculation):
         self._context = runner.info.max_context
         self._most_sequences = runner.info.max_step_tokens
         self._idle = 0
+        self._failed = False
 
     def drafter(self, tokens: Sequence[int], prompt: int) -> Guesses:
         """Return what guesses for one request."""
@@ -117,7 +119,7 @@ class MultiToken(Speculation):
         ][: min(left, self._most_sequences)]
         for one in asking:
             one.guesses.learn()
-        if not asking:
+        if not asking or self._failed:
             return
         depth = self._depth(asking, len(jobs), left)
         self._idle = 0 if depth else self._idle + 1
@@ -155,6 +157,14 @@ class MultiToken(Speculation):
         try:
             given = self._runner.draft(seqs, following, depth)
         except CapacityError:  # nobody gives memory up for guesses
+            return
+        except ErnieAccelError as error:  # guesses are not worth a request, and the next would end alike
+            self._failed = True
+            warnings.warn(
+                f"multi-token prediction failed and is off from here on: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return
         if backlog <= SMALL_BACKLOG:
             self.passes.note(len(seqs), (time.perf_counter() - began) / depth)

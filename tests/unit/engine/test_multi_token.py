@@ -20,7 +20,7 @@ from ernie_accel.engine.local import LocalEngine
 from ernie_accel.engine.multi_token import MOST_GUESSES, PROBE, Guesses, MultiToken, _Asking
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.request import Request
-from ernie_accel.errors import CapacityError, UnsupportedError
+from ernie_accel.errors import BackendError, CapacityError, UnsupportedError
 from ernie_accel.testing import synthetic, tiny_config
 from ernie_accel.testing.synthetic import SyntheticCheckpoint
 from tests.unit.engine.conftest import END, VOCAB, Letters, ScriptedRunner
@@ -190,6 +190,23 @@ def test_memory_that_is_used_up_ends_nothing(request_of: Ask) -> None:
     done = engine.submit(request_of([3, 5])).result()
     assert done.token_ids == (*REPLY, END)
     assert done.timings.accepted_tokens > 0
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.filterwarnings("always")
+def test_a_failure_of_guesses_ends_nothing_but_them(request_of: Ask) -> None:
+    engine = engine_of()
+
+    def refuse(number: int) -> None:
+        if number == 3:
+            raise BackendError("logits hold nan")
+
+    runner_of(engine).refuse = refuse
+    with pytest.warns(RuntimeWarning, match="is off from here on: logits hold nan"):
+        done = engine.submit(request_of([3, 5])).result()
+    assert done.token_ids == (*REPLY, END)
+    assert engine.submit(request_of([3, 5])).result().token_ids == (*REPLY, END)
+    assert len(runner_of(engine).asked) == 3
 
 
 @pytest.mark.usefixtures("steady")
