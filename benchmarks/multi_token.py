@@ -2,7 +2,8 @@
 
 No trained checkpoint is used: how many drafts are right is not measured here, only how many must be. Two cuts of the
 shape, of some layers each, are measured, and a line through both gives the whole of it. Tokens are random, each round
-has others, and each goes to experts of its own choice.
+has others. How much the experts of a checked token cost depends on how many of them the token before it chose too:
+with these weights, that is most. The other end is a step with as many tokens of other texts, which choose independently.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from ernie_accel.testing.synthetic import SyntheticCheckpoint
 
 SHAPE = "21B-A3B"
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("one", "two", "draft")
-"""A step of one token for each sequence, one that checks a draft for each, and the making of those drafts."""
+PARTS = ("one", "two", "apart", "draft")
+"""A step of one token for each sequence; one that checks a draft for each; one of a token for each of twice as many
+sequences; and the making of drafts."""
 
 
 class Even(SyntheticCheckpoint):
@@ -71,10 +73,11 @@ class Contest:
         rng = np.random.default_rng(0)
         most = runner.info.vocab_size
         self._rng, self._most = rng, most
-        self._last: list[int] = rng.integers(3, most, sequences).tolist()
+        self._last: list[int] = rng.integers(3, most, 2 * sequences).tolist()
         self.turn()
-        self._seqs = [runner.open() for _ in range(sequences)]
-        for seq, last in zip(self._seqs, self._last, strict=True):
+        self._all = [runner.open() for _ in self._last]
+        self._seqs = self._all[:sequences]
+        for seq, last in zip(self._all, self._last, strict=True):
             ids = [int(i) for i in rng.integers(3, most, context - 1)]
             runner.forward([Step(seq, [*ids, last], rows=0)])
         while not all(self._ask()):
@@ -84,16 +87,17 @@ class Contest:
         """Let other tokens follow from now on."""
         self._next = self._rng.integers(3, self._most, (len(self._last), 2)).tolist()
 
-    def step(self, rows: int) -> float:
-        """Seconds of a step in which each sequence draws after each of ``rows`` tokens."""
+    def step(self, rows: int, twice: bool = False) -> float:
+        """Seconds of a step in which each sequence, or twice as many, draws after each of ``rows`` tokens."""
+        seqs = self._all if twice else self._seqs
         steps = [
             Step(seq, ids[:rows], rows=rows, output="select", select=Select())
-            for seq, ids in zip(self._seqs, self._next, strict=True)
+            for seq, ids in zip(seqs, self._next, strict=False)
         ]
         began = time.perf_counter()
         self._runner.forward(steps)
         seconds = time.perf_counter() - began
-        for seq in self._seqs:
+        for seq in seqs:
             self._runner.truncate(seq, self._length)
         return seconds
 
@@ -102,17 +106,17 @@ class Contest:
         for seq in self._seqs:
             self._runner.truncate(seq, self._length - 1)
         self._runner.forward(
-            [Step(s, [last], rows=0) for s, last in zip(self._seqs, self._last, strict=True)]
+            [Step(s, [last], rows=0) for s, last in zip(self._seqs, self._last, strict=False)]
         )
         began = time.perf_counter()
         self._ask()
         return time.perf_counter() - began
 
     def _ask(self) -> list[tuple[int, ...]]:
-        return self._drafts.draft(self._seqs, [ids[0] for ids in self._next], 1)
+        return self._drafts.draft(self._seqs, [ids[0] for ids in self._next[: len(self._seqs)]], 1)
 
     def close(self) -> None:
-        for seq in self._seqs:
+        for seq in self._all:
             self._runner.free(seq)
 
 
@@ -122,7 +126,7 @@ def measure(layers: int, chosen: argparse.Namespace) -> dict[int, dict[str, list
         precision=chosen.precision,
         threads=chosen.threads,
         max_context=chosen.context + 64,
-        max_batch=max(chosen.sequences),
+        max_batch=2 * max(chosen.sequences),
         multi_token=True,
     )
     with open_checkpoint(directory(layers, chosen.precision)) as checkpoint:
@@ -133,6 +137,7 @@ def measure(layers: int, chosen: argparse.Namespace) -> dict[int, dict[str, list
         ways: dict[str, Callable[[], float]] = {
             "one": lambda c=contest: c.step(1),  # type: ignore[misc]
             "two": lambda c=contest: c.step(2),  # type: ignore[misc]
+            "apart": lambda c=contest: c.step(1, twice=True),  # type: ignore[misc]
             "draft": contest.draft,
         }
         found[sequences] = {part: [] for part in PARTS}
@@ -154,18 +159,19 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 def whole(few: dict[str, float], many: dict[str, float], layers: tuple[int, int]) -> dict[str, float]:
     """Return milliseconds of all layers: a line through two cuts; the draft does not depend on how many there are."""
     total, (a, b) = published_config(SHAPE).num_hidden_layers, layers
-    line = {part: many[part] + (many[part] - few[part]) * (total - b) / (b - a) for part in ("one", "two")}
+    line = {part: many[part] + (many[part] - few[part]) * (total - b) / (b - a) for part in PARTS[:3]}
     return {**line, "draft": (few["draft"] + many["draft"]) / 2}
 
 
-def needed(times: dict[str, float]) -> float:
+def needed(times: dict[str, float], check: str = "two") -> float:
     """Return the share of drafts that must be right: with share a, a step gives 1 + a tokens."""
-    return (times["two"] + times["draft"]) / times["one"] - 1
+    return (times[check] + times["draft"]) / times["one"] - 1
 
 
 def row(name: str, sequences: int, times: dict[str, float]) -> str:
     cells = [f"{times[part]:.1f}" for part in PARTS]
-    return f"| {name} | {sequences} | {' | '.join(cells)} | {times['draft'] / times['one']:.2f} | {needed(times):.2f} |"
+    shares = [times["draft"] / times["one"], needed(times), needed(times, "apart")]
+    return "| " + " | ".join([name, str(sequences), *cells, *(f"{share:.2f}" for share in shares)]) + " |"
 
 
 def arguments() -> argparse.Namespace:
@@ -184,9 +190,10 @@ def main() -> None:
     chosen = arguments()
     before = busy()
     print(
-        "| layers | sequences | step, ms | checking a draft each | drafting | drafting by step | must be right |"
+        "| layers | sequences | step, ms | checking a draft each | experts apart | drafting | drafting ÷ step | "
+        "must be right | experts apart |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     made: dict[str, Any] = {}
     few, many = measure(chosen.layers[0], chosen), measure(chosen.layers[1], chosen)
     for sequences in chosen.sequences:
@@ -200,7 +207,11 @@ def main() -> None:
                 str(layers): {part: asdict(summarize(one[sequences][part])) for part in PARTS}
                 for layers, one in zip(chosen.layers, (few, many), strict=True)
             },
-            "all": {**all_layers, "needed": needed(all_layers)},
+            "all": {
+                **all_layers,
+                "needed": needed(all_layers),
+                "needed_apart": needed(all_layers, "apart"),
+            },
         }
     if chosen.no_save:
         return
