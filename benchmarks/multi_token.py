@@ -3,7 +3,8 @@
 No trained checkpoint is used: how many drafts are right is not measured here, only how many must be. Two cuts of the
 shape, of some layers each, are measured, and a line through both gives the whole of it. Tokens are random, each round
 has others. How much the experts of a checked token cost depends on how many of them the token before it chose too:
-with these weights, that is most. The other end is a step with as many tokens of other texts, which choose independently.
+with these weights, that is most. The other end is a step with as many tokens of other texts, which choose for
+themselves.
 """
 
 from __future__ import annotations
