@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
-from ernie_accel.backends.base import LoadOptions
-from ernie_accel.backends.registry import available, get
+from ernie_accel.backends.base import Availability, LoadOptions
+from ernie_accel.backends.registry import get
 from ernie_accel.testing.conformance import Case, Subject, Tolerance, cases
 
 # Measured: bf16 0.043, int8 0.147, both in the mixture of experts, where a token now and then goes to another expert.
@@ -30,14 +32,21 @@ SUBJECTS: dict[str, tuple[str, LoadOptions, Tolerance | None]] = {
     "onnxruntime": ("onnxruntime", LoadOptions(threads=2), Tolerance(absolute=1e-4)),
     # Measured: 0.09 in the mixture of experts, 0.03 in the others.
     "onnxruntime-int8": ("onnxruntime", LoadOptions(precision="int8", threads=2), Tolerance(relative=0.15)),
+    "fastdeploy-ort": ("fastdeploy-ort", LoadOptions(threads=2), Tolerance(absolute=1e-4)),
+    "fastdeploy-openvino": ("fastdeploy-openvino", LoadOptions(threads=2), Tolerance(absolute=1e-4)),
 }
+
+
+@cache
+def availability(backend: str) -> Availability:
+    return get(backend).available()
 
 
 def subject(name: str) -> Subject:
     backend, options, tolerance = SUBJECTS[name]
-    status = available()[backend]
-    if not status.ok:
-        pytest.skip(f"{status.reason} {status.next_step}")
+    answer = availability(backend)
+    if not answer.ok:
+        pytest.skip(f"{answer.reason} {answer.next_step}")
     return Subject(backend=get(backend), options=options, tolerance=tolerance)
 
 

@@ -93,6 +93,8 @@ class Case:
         """Say why the case does not apply to a backend; "" if it does."""
         if subject.tolerance is None and self.check in _PARITY:
             return "the backend does not compute the model"
+        if not self.needs:
+            return ""
         with subject.runner(self.config, multi_token="draft" in self.needs) as runner:
             missing = self.needs - runner.info.capabilities
         return f"the backend lacks the capability {', '.join(sorted(missing))}" if missing else ""

@@ -105,11 +105,13 @@ def test_a_gpu_build_has(fake: Fake) -> None:
     assert interpreter.find(fake.python).availability(gpu=True).ok
 
 
-def test_opening_without_it_names_the_next_step(fake: Fake) -> None:
-    empty = fake.folder / "empty"
-    shutil.copytree(PACKAGES / "numpy-1.26.4.dist-info", empty / "numpy-1.26.4.dist-info")
-    fake.install(empty)
-    with pytest.raises(BackendUnavailableError, match=r"fastdeploy-ort.*not installed"):
+def test_opening_without_it_names_the_package_that_is_there(fake: Fake) -> None:
+    foreign = fake.folder / "foreign"
+    shutil.copytree(PACKAGES / "numpy-1.26.4.dist-info", foreign / "fastdeploy-3.0.30.dist-info")
+    metadata = foreign / "fastdeploy-3.0.30.dist-info/METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: fastdeploy\nVersion: 3.0.30\n")
+    fake.install(foreign)
+    with pytest.raises(BackendUnavailableError, match=r"'fastdeploy-ort': .*fastdeploy 3\.0\.30 "):
         fake.open()
 
 
