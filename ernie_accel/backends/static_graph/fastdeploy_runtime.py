@@ -33,6 +33,9 @@ __all__ = ["FastDeployBackend", "FastDeployOpenVinoBackend", "FastDeployOrtBacke
 ERROR_MARK = "[ERROR]"
 """What FastDeploy writes where a step failed; its ``infer`` returns as if nothing had happened."""
 
+GROUPS_ROWS = False
+"""Every expert computes every row: where one has none, ONNX Runtime 1.12 gives NaN and OpenVINO 2023 ends."""
+
 FP32_ISA = ("DNNL_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 """Keeps the OpenVINO in FastDeploy 1.0.7 from computing fp32 in bfloat16 on processors that have it."""
 
@@ -51,8 +54,6 @@ class FastDeployBackend(StaticGraphBackend[Any]):
 
     runtime: ClassVar[str]
     gpu: ClassVar[bool] = False
-    groups_rows: ClassVar[bool] = False
-    """See ``ernie_accel.export.builder.Builder``."""
     empty: ClassVar[bool] = False
     """Whether it computes rightly with no rows and with no past; see ``ExecutorInfo``."""
     options_type = FastDeployRuntimeOptions
@@ -129,7 +130,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
     ) -> Path:
         """Return the graph's file, which is written into the folder unless the checkpoint is an exported one."""
         if isinstance(checkpoint, ExportedCheckpoint):
-            if not self.groups_rows and checkpoint.config.moe_num_experts:
+            if checkpoint.config.moe_num_experts:
                 raise UnsupportedError(
                     f"{checkpoint.directory}: backend {self.name!r} needs another form of a mixture of experts than "
                     "the exported one; load the checkpoint that it was made of"
@@ -141,7 +142,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
         from ernie_accel.export.weights import StepWeights
 
         graph = replace(signature, precision=self._graph_precision(signature.precision))
-        builder = make_builder(graph.precision, groups_rows=self.groups_rows)
+        builder = make_builder(graph.precision, groups_rows=GROUPS_ROWS)
         write_step(builder, StepWeights(checkpoint, checkpoint.config), graph)
         return folder / write_onnx(builder, folder, options.progress)
 
@@ -179,7 +180,6 @@ class FastDeployOrtBackend(FastDeployBackend):
     name = "fastdeploy-ort"
     precisions = ("fp32",)
     runtime = "ort"
-    groups_rows = True
     empty = True
 
 

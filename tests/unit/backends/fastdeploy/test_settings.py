@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from ernie_accel import system
-from ernie_accel.backends.base import Step
+from ernie_accel.backends.base import LoadOptions, Step
 from ernie_accel.backends.static_graph.fastdeploy_options import TensorRTOptions
+from ernie_accel.backends.static_graph.fastdeploy_runtime import FastDeployOrtBackend
 from ernie_accel.backends.static_graph.tensorrt import check_shapes, engine_profile
+from ernie_accel.checkpoint.exported import ExportedCheckpoint
 from ernie_accel.errors import ArgumentError, BackendProcessError, UnsupportedError
 from ernie_accel.export.signature import Signature
+from ernie_accel.testing.tiny import tiny_config
 from tests.unit.backends.fastdeploy.fake import Fake, OpenVino, Ort, TensorRT
 
 
@@ -219,3 +222,13 @@ def test_int8_runs_an_engine_that_was_built_in_it(gpu: Fake) -> None:
 def test_tensorrt_takes_a_gpu_alone(gpu: Fake, device: str) -> None:
     with pytest.raises(UnsupportedError, match="runs on 'gpu'"):
         gpu.open(TensorRT(), device=device)
+
+
+def test_an_exported_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    class Exported(ExportedCheckpoint):
+        def __init__(self) -> None:
+            self.directory = tmp_path
+            self.config = tiny_config(moe=True)
+
+    with pytest.raises(UnsupportedError, match="another form of a mixture of experts"):
+        FastDeployOrtBackend()._graph(tmp_path, Exported(), None, LoadOptions())  # type: ignore[arg-type]
