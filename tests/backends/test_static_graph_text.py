@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ernie_accel import Model
@@ -45,3 +46,23 @@ def test_requests_of_all_kinds_agree(backend: str) -> None:
     assert found[0][0] == found[1][0]
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-4)
     assert found[1][2] == pytest.approx(found[0][2], abs=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_requests_that_share_beginnings_and_steps_agree(backend: str) -> None:
+    """Prompts of all lengths at once, more than run together, so that sequences join, leave, fork and are kept."""
+    status = available()[backend]
+    if not status.ok:
+        pytest.skip(f"{status.reason} {status.next_step}")
+    rng = np.random.default_rng(0)
+    beginning = rng.integers(300, 5000, 100)
+    prompts = [
+        [int(i) for i in (*beginning[: rng.integers(0, 100)], *rng.integers(300, 5000, rng.integers(1, 60)))]
+        for _ in range(20)
+    ]
+    found = []
+    for name, batch in (("native", None), (backend, 6)):
+        with Model.load(POET, backend=name, precision="fp32", max_batch=batch) as model:
+            made = [model.generate(prompts, temperature=0, max_tokens=12, ignore_eos=True) for _ in range(2)]
+            found.append([item.token_ids for results in made for item in results])
+    assert found[0] == found[1]
