@@ -6,6 +6,7 @@ Variables are read when they are needed, never at import, so that a program may 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,9 +86,16 @@ def fastdeploy_python() -> str | None:
     return os.environ.get("ERNIE_ACCEL_FASTDEPLOY_PYTHON", "").strip() or None
 
 
-def inherited(further: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of this process with further variables, for a process that it starts."""
-    return {**os.environ, **further}
+def inherited(further: Mapping[str, str], *, interpreter: str | None = None) -> dict[str, str]:
+    """Return the environment of this process with further variables, for a process that it starts.
+
+    Without variables that mean our Python where another ``interpreter`` than ours runs there.
+    """
+    ours = dict(os.environ)
+    if interpreter not in (None, sys.executable):
+        for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
+            ours.pop(name, None)
+    return {**ours, **further}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ernie_accel.backends.fastdeploy.names import MAX_SEED, QUANTIZATION
 from ernie_accel.backends.fastdeploy.options import FastDeployOptions
 from ernie_accel.backends.preflight import Finding, Preflight
 from ernie_accel.checkpoint.base import Checkpoint
-from ernie_accel.errors import ArgumentError, BackendUnavailableError, UnsupportedError
+from ernie_accel.errors import ArgumentError, BackendUnavailableError, ErnieAccelError, UnsupportedError
 
 __all__ = ["FastDeployBackend"]
 
@@ -68,10 +68,10 @@ class FastDeployBackend:
     def preflight(
         self, directory: Path | None, config: ModelConfig | None, options: LoadOptions
     ) -> Preflight:
-        """Look at everything that a start needs; with an endpoint, at that alone."""
+        """Look at everything that a start needs; with an endpoint, at the server alone."""
         own = _own(options)
         if own.endpoint is not None:
-            return Preflight(self.name, (_http_finding(),))
+            return Preflight(self.name, (_http_finding(), *_server_findings(own)))
         report = self._machine(options, own)
         if directory is None or config is None:
             return report
@@ -179,3 +179,16 @@ def _http_finding() -> Finding:
         "httpx is installed." if there else "httpx is not installed.",
         "" if there else "Install it with: pip install 'ernie-accel[remote]'.",
     )
+
+
+def _server_findings(own: FastDeployOptions) -> tuple[Finding, ...]:
+    """Whether the server is ready and has the model; nothing without an HTTP library."""
+    if not _has_httpx():
+        return ()
+    from ernie_accel.backends.fastdeploy.remote_engine import find_model
+
+    try:
+        model = find_model(own)
+    except ErnieAccelError as error:
+        return (Finding("server", False, f"{error}."),)
+    return (Finding("server", True, f"{own.endpoint} is ready and has the model {model['id']!r}."),)

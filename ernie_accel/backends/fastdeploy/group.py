@@ -90,7 +90,7 @@ class Group:
                     stdout=log,
                     stderr=log,
                     pass_fds=[theirs.fileno()],
-                    env=env.inherited(further),
+                    env=env.inherited(further, interpreter=worker[0]),
                     start_new_session=True,
                 )
         except OSError as error:

@@ -91,7 +91,7 @@ def packages(python: str | None, environment: Mapping[str, str]) -> Packages:
             capture_output=True,
             text=True,
             timeout=LOOK_SECONDS,
-            env=env.inherited(environment),
+            env=env.inherited(environment, interpreter=command[0]),
         )
         answer = json.loads(run.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:

@@ -27,7 +27,7 @@ from ernie_accel.metrics import Metrics
 from ernie_accel.reply import ToolCall
 from ernie_accel.types import Usage
 
-__all__ = ["RemoteEngine", "connect"]
+__all__ = ["RemoteEngine", "connect", "find_model"]
 
 LAST_WORDS_SECONDS = 2.0
 """How long token counts may come after the end of an answer."""
@@ -55,10 +55,8 @@ def connect(
         RemoteError: It refuses the key, or is none of the OpenAI API.
         ArgumentError: It has no model of that name, or several and none was named.
     """
+    model = find_model(own)
     server = Server(own)
-    with ThreadPoolExecutor(1) as thread:  # of its own: this one may run an event loop, as in a notebook
-        found = thread.submit(lambda: asyncio.run(_look(own))).result()
-    model = _choose(found, own)
     context = options.max_context or _number(model.get("max_model_len"))
     if context is None and config is not None:
         context = config.max_position_embeddings
@@ -74,6 +72,12 @@ def connect(
         max_seed=MAX_SEED[own.dialect],
     )
     return RemoteEngine(server, info, own, queue_size=queue_size)
+
+
+def find_model(own: FastDeployOptions) -> dict[str, Any]:
+    """Look at a server's health and return its model as ``/v1/models`` has it. Errors are those of ``connect``."""
+    with ThreadPoolExecutor(1) as thread:  # of its own: this one may run an event loop, as in a notebook
+        return _choose(thread.submit(lambda: asyncio.run(_look(own))).result(), own)
 
 
 async def _look(own: FastDeployOptions) -> list[dict[str, Any]]:

@@ -123,11 +123,7 @@ def find(python: str | os.PathLike[str] | None) -> Interpreter:
 
 def environment(path: str) -> dict[str, str]:
     """Return environment variables for an interpreter: ours; if it is another, without those that mean our Python."""
-    ours = env.inherited({})
-    if path != sys.executable:
-        for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
-            ours.pop(name, None)
-    return ours
+    return env.inherited({}, interpreter=path)
 
 
 def _interpreter(path: str, found: Mapping[str, Any]) -> Interpreter:

@@ -18,6 +18,7 @@ from ernie_accel.backends.preflight import Preflight
 from ernie_accel.cli.main import main
 from ernie_accel.testing import tiny_config
 from tests.unit.backends.fastdeploy2.conftest import HOPPER, Installation
+from tests.unit.backends.fastdeploy2.fake_server import FakeServer
 
 Look = Callable[..., Preflight]
 
@@ -302,13 +303,19 @@ def test_doctor_shows_it(
         ea.doctor(backend="refrence")
 
 
-def test_doctor_looks_with_the_options_given(fastdeploy: Installation, checkpoint_directory: Path) -> None:
+def test_doctor_looks_with_the_options_given(
+    fastdeploy: Installation, checkpoint_directory: Path, server: FakeServer
+) -> None:
     report = ea.doctor(checkpoint_directory, backend_options=fastdeploy.own())
     (looked,) = report.preflights
     assert looked.ok
-    server = ea.FastDeployOptions(endpoint="http://localhost:1")
-    (looked,) = ea.doctor(backend_options=server).preflights
-    assert [finding.name for finding in looked] == ["http"]
+    nobody = ea.FastDeployOptions(endpoint="http://localhost:1", retries=0)
+    (looked,) = ea.doctor(backend_options=nobody).preflights
+    assert [(finding.name, finding.ok) for finding in looked] == [("http", True), ("server", False)]
+    assert "is not ready" in looked["server"].found
+    own = ea.FastDeployOptions(endpoint=server.url)
+    (looked,) = ea.doctor(backend_options=own).preflights
+    assert looked["server"].found == f"{server.url} is ready and has the model 'ernie'."
     assert ea.doctor(backend_options=ea.NativeOptions()).preflights == ()
 
 
@@ -330,3 +337,17 @@ def test_auto_takes_a_gpu_backend_where_it_can_run(
     choice = registry.pick("auto", LoadOptions(device="cuda:0"))
     assert choice.backend.name == "fastdeploy"
     assert choice.reason.startswith("auto: it is the first that can run here of those for a GPU.")
+
+
+def test_another_interpreter_does_not_get_what_means_ours(
+    fastdeploy: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setenv("PYTHONPATH", str(fastdeploy.site))
+    assert machine.packages(sys.executable, {}).fastdeploy[0].name == "fastdeploy-gpu"
+    other = fastdeploy.bin / "python"
+    other.symlink_to(sys.executable)
+    assert machine.packages(str(other), {}).fastdeploy == ()
+    given = machine.packages(str(other), {"PYTHONPATH": str(fastdeploy.site)})
+    assert given.fastdeploy[0].name == "fastdeploy-gpu"
