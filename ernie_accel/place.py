@@ -73,7 +73,7 @@ def _in_directory(directory: Path, name: str, weights: bool) -> Place:
 
     if not weights and directory.is_dir() and not (directory / CONFIG_NAME).exists():
         return Place(info=_unknown(name, "unknown"), directory=directory)
-    _, config, generation = read_settings(directory)
+    _, config, generation = read_settings(directory, quantized=True)
     return Place(
         info=_described(directory, name, config.model_type),
         directory=directory,

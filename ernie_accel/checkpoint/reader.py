@@ -85,8 +85,14 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         return checkpoint.info
 
 
-def read_settings(source: str | os.PathLike[str]) -> tuple[Path, ModelConfig, Mapping[str, Any]]:
+def read_settings(
+    source: str | os.PathLike[str], *, quantized: bool = False
+) -> tuple[Path, ModelConfig, Mapping[str, Any]]:
     """Return directory, configuration and generation_config.json ({} where there is none); looks at no weights.
+
+    Args:
+        source: The directory.
+        quantized: Weights that other programs have quantized are no matter: somebody else reads them.
 
     Raises:
         CheckpointError: There is no such directory, or one of the two files is missing or damaged.
@@ -103,7 +109,8 @@ def read_settings(source: str | os.PathLike[str]) -> tuple[Path, ModelConfig, Ma
         raise CheckpointError(f"{path}: {what}")
     refuse_ranks(path)
     try:
-        config = ModelConfig.from_dict(find_config(path), source=str(path / CONFIG_NAME))
+        keys = {k: v for k, v in find_config(path).items() if not (quantized and k == "quantization_config")}
+        config = ModelConfig.from_dict(keys, source=str(path / CONFIG_NAME))
         generation = find_config(path, GENERATION_NAME) if (path / GENERATION_NAME).exists() else {}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -132,7 +132,7 @@ class FastDeployBackend:
             backend=self.name,
             vocab_size=config.vocab_size,
             max_context=arguments["max_model_len"],
-            precision=own.quantization or ("bf16" if options.precision == "auto" else options.precision),
+            precision=_precision(directory, options, own),
             kv_precision="bf16",
             max_sequences=arguments["max_num_seqs"],
             capabilities=frozenset({"structure"}),
@@ -161,6 +161,11 @@ def _own(options: LoadOptions) -> FastDeployOptions:
     if not isinstance(given, FastDeployOptions):
         raise ArgumentError(f"backend_options={given!r}: backend 'fastdeploy' takes FastDeployOptions")
     return given
+
+
+def _precision(directory: Path, options: LoadOptions, own: FastDeployOptions) -> str:
+    stored = needs.stored_quantization(directory)
+    return stored or own.quantization or ("bf16" if options.precision == "auto" else options.precision)
 
 
 def _queue_size(options: LoadOptions) -> int:

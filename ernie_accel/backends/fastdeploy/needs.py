@@ -20,7 +20,13 @@ from ernie_accel.backends.preflight import Finding
 from ernie_accel.display import size
 from ernie_accel.errors import ErnieAccelError
 
-__all__ = ["INSTALL", "checkpoint_findings", "machine_findings", "package_findings"]
+__all__ = [
+    "INSTALL",
+    "checkpoint_findings",
+    "machine_findings",
+    "package_findings",
+    "stored_quantization",
+]
 
 INSTALL = (
     "Install FastDeploy 2.x and the Paddle that belongs to it from Paddle's own package index, as FastDeploy's "
@@ -217,16 +223,16 @@ def _dialect(keys: dict[str, Any], own: FastDeployOptions) -> Finding:
 
 
 def _quantization(keys: dict[str, Any], wanted: object, found: Sequence[Gpu]) -> Finding:
-    held = keys.get("quantization_config")
+    held = _stored(keys)
     if held and wanted is not None:
         return Finding(
             "quantization",
             False,
-            f"The checkpoint is quantized already ({_short(held)}), which overrides {wanted!r}.",
+            f"The checkpoint is quantized already ({held}), which overrides {wanted!r}.",
             "Leave precision and quantization out.",
         )
     if held:
-        return Finding("quantization", True, f"As the checkpoint has it: {_short(held)}.")
+        return Finding("quantization", True, f"As the checkpoint has it: {held}.")
     if wanted in OFFLINE:
         return Finding(
             "quantization",
@@ -288,6 +294,16 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value) if isinstance(value, dict) else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def stored_quantization(directory: Path) -> str | None:
+    """Say how the weights of a directory were quantized by whoever wrote them; None if they were not."""
+    return _stored(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+
+
+def _stored(keys: dict[str, Any]) -> str | None:
+    held = keys.get("quantization_config")
+    if not held:
+        return None
+    words = (
+        (held.get(name) for name in ("quantization", "quant_method")) if isinstance(held, dict) else [held]
+    )
+    return next((str(word) for word in words if word), "quantized")

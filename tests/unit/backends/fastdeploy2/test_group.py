@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +147,25 @@ def test_settings_arrive_under_their_names(load: Load, fastdeploy: Installation)
     assert started["num_gpu_blocks_override"] == (1 << 22) // block
     assert started["environment"]["CUDA_VISIBLE_DEVICES"] == "1,3"
     assert started["environment"]["INFERENCE_MSG_QUEUE_ID"]
+
+
+def test_a_checkpoint_that_was_quantized_for_it(
+    fastdeploy: Installation, checkpoint_directory: Path, tmp_path: Path
+) -> None:
+    """FastDeploy reads weights that this library could not."""
+    held = json.loads((checkpoint_directory / "config.json").read_text())
+    shutil.copytree(checkpoint_directory, directory := tmp_path / "wint2")
+    (directory / "config.json").write_text(
+        json.dumps({**held, "quantization_config": {"quantization": "wint2"}})
+    )
+    with pytest.raises(ea.UnsupportedCheckpointError):
+        ea.Model.load(directory, backend="reference")
+    with ea.Model.load(
+        directory, backend="fastdeploy", backend_options=fastdeploy.own(), progress=False
+    ) as model:
+        assert model.generate([20], max_tokens=1).token_ids == (21,)
+        assert model.info.precision == "wint2"
+    assert "quantization" not in fastdeploy.notes("llm")[0]
 
 
 def test_alternatives_are_requests_of_their_own(load: Load, fastdeploy: Installation) -> None:
