@@ -9,7 +9,7 @@ import ernie_accel as ea
 from benchmarks.planning.published import FITTED, PUBLISHED, Figure, predicted
 from ernie_accel.planner.plan import MemoryPlan
 
-__all__ = ["HARDWARE", "Row", "least_devices"]
+__all__ = ["HARDWARE", "Row", "least_devices", "speed_row"]
 
 CONTEXT = 32768
 
@@ -83,10 +83,11 @@ def main() -> None:
         print(f"\n| {title} | devices | engine | published | to expect | error | ceiling |")
         print("|---|---|---|---|---|---|---|")
         for figure in figures:
-            print(_speed(figure))
+            print(speed_row(figure))
 
 
-def _speed(figure: Figure) -> str:
+def speed_row(figure: Figure) -> str:
+    """Return a row of a table."""
     expected, ceiling = predicted(figure)
     error = expected / figure.rate - 1
     return (

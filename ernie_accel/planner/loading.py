@@ -33,11 +33,18 @@ def loading_bytes(setting: Setting, memory: tuple[DeviceMemory, ...]) -> int | N
         return None
     stage = memory[0]
     weights = stage.weight_bytes - mapped_bytes(setting, memory)
-    making = _calibration(setting)
-    if setting.subject.virtual:
-        specs = tensor_specs(setting.subject.config).values()
-        weights += _VIRTUAL_ITEM * max(spec.size for spec in specs)
-    return max(weights, making) + stage.runtime
+    made = _virtual(setting, stage) if setting.subject.virtual else 0
+    return max(weights + made, _calibration(setting)) + stage.runtime
+
+
+def _virtual(setting: Setting, stage: DeviceMemory) -> int:
+    """Bytes of tensors that are made to be packed: the vocabulary first, when there is nothing else, then layers."""
+    config = setting.subject.config
+    specs = tensor_specs(config)
+    layers = max(spec.size for name, spec in specs.items() if ".layers." in name)
+    table = config.vocab_size * config.hidden_size
+    first = stage.weights.get("embedding", 0) + stage.weights.get("head", 0) + _VIRTUAL_ITEM * table
+    return max(_VIRTUAL_ITEM * layers, first - stage.weight_bytes)
 
 
 def _calibration(setting: Setting) -> int:

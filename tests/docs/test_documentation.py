@@ -63,23 +63,28 @@ def test_example_runs(example: Path) -> None:
     assert len(run([sys.executable, "-W", "error", str(example)])) > 100
 
 
+NOTEBOOKS = {"quickstart": "docs/quickstart.md", "sizing": "docs/guides/sizing.md"}
+
+
 @needs_poet
-def test_notebook_runs() -> None:
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs(name: str) -> None:
     program = """
-import nbclient, nbformat
-notebook = nbformat.read("examples/quickstart.ipynb", as_version=4)
+import sys, nbclient, nbformat
+notebook = nbformat.read(f"examples/{sys.argv[1]}.ipynb", as_version=4)
 place = {"metadata": {"path": "examples"}}
 nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
 print(sum(cell.cell_type == "code" and bool(cell.outputs) for cell in notebook.cells))
 """
-    assert int(run([sys.executable, "-"], program)) >= 4
+    assert int(run([sys.executable, "-", name], program)) >= 4
 
 
-def test_notebook_is_committed_without_output_and_says_what_the_page_says() -> None:
-    notebook = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("name", "page_name"), NOTEBOOKS.items())
+def test_notebook_is_committed_without_output_and_says_what_the_page_says(name: str, page_name: str) -> None:
+    notebook = json.loads((ROOT / f"examples/{name}.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
-    page = blocks(ROOT / "docs/quickstart.md", "python")
+    page = blocks(ROOT / page_name, "python")
     # The first cell only goes to the root of the clone.
     assert ["".join(cell["source"]).strip() for cell in cells[1:]] == [code.strip() for code in page]
 
