@@ -261,7 +261,8 @@ def _backend(name: str, devices: Devices) -> _Planned:
             raise UnsupportedError(
                 "backend='fastdeploy': it has no cpu; use native, or name devices such as 'H100'"
             )
-        return _Planned(name, accelerator_footprint, tuple(FORMATS))
+        there = name in registry.names()
+        return _Planned(name, registry.get(name).estimate if there else accelerator_footprint, tuple(FORMATS))
     found = registry.get(name)
     return _Planned(name, found.estimate, tuple(found.precisions), found)
 

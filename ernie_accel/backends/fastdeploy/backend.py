@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 from ernie_accel.architecture.config import ModelConfig
+from ernie_accel.backends.accelerator import accelerator_footprint
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions
 from ernie_accel.backends.engine import Engine, EngineInfo
 from ernie_accel.backends.fastdeploy import launch, machine, needs
@@ -61,9 +63,9 @@ class FastDeployBackend:
         return Availability(report.ok, report.sentence() or "FastDeploy and its GPUs are there.")
 
     def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
-        """Bytes of KV cache for a token on one GPU; FastDeploy finds out by itself what else it needs."""
+        """What one GPU has to hold, by FastDeploy's documentation: it measures the rest when it starts."""
         degree = launch.parallel(options, _own(options), config)
-        return Footprint(kv_per_token=launch.kv_bytes_per_token(config, degree), scratch=0, runtime=0)
+        return accelerator_footprint(config, replace(options, tensor_parallel=degree))
 
     def preflight(
         self, directory: Path | None, config: ModelConfig | None, options: LoadOptions

@@ -10,6 +10,7 @@ import pytest
 from ernie_accel.architecture import ModelConfig, published_config, tensor_specs
 from ernie_accel.architecture.counts import Part, active_counts, kv_heads_of_rank, parameter_counts
 from ernie_accel.architecture.liveness import Buffer, activation_bytes, peak, step_buffers
+from ernie_accel.architecture.split import Division, possible_ranks, share
 from ernie_accel.architecture.vision import PUBLISHED_VISION, text_part
 from ernie_accel.errors import CheckpointError
 from ernie_accel.testing import tiny_config
@@ -45,6 +46,22 @@ def test_counts_of_ranks_add_up_to_the_model() -> None:
     spread = parameter_counts(config, Part(expert=16))
     assert 16 * spread["experts"] == whole["experts"]
     assert spread["attention"] == whole["attention"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["0.3B", "21B-A3B", "300B-A47B"])
+def test_counts_of_a_rank_are_what_a_split_gives_it(name: str, ranks: int) -> None:
+    config = published_config(name)
+    if ranks not in possible_ranks(config, ranks):
+        pytest.skip(f"{name} is not divided among {ranks}")
+    division = Division(ranks)
+    sizes: Counter[str] = Counter()
+    for tensor, spec in tensor_specs(config).items():
+        held = share(config, division, tensor, spec, 0)
+        assert held is not None
+        rows = held.stop - held.start + held.padding
+        sizes[spec.role] += spec.size // spec.shape[held.axis] * rows
+    assert {role: n for role, n in parameter_counts(config, Part(tensor=ranks)).items() if n} == dict(sizes)
 
 
 def test_a_tied_head_lies_on_the_last_stage_too() -> None:
