@@ -8,7 +8,6 @@ from typing import Literal
 
 from ernie_accel.architecture import ModelConfig
 from ernie_accel.architecture.split import possible_ranks
-from ernie_accel.architecture.split import possible_ranks
 from ernie_accel.errors import ArgumentError
 from ernie_accel.planner.memory import device_memory
 from ernie_accel.planner.setting import Degrees, Setting
