@@ -75,6 +75,8 @@ ENGINES: dict[str, Entry] = {
     "ours-int4-resident": _ours("int4", resident=True),
     "onnxruntime-fp32": _through("onnxruntime", "fp32", "onnxruntime"),
     "onnxruntime-int8": _through("onnxruntime", "int8", "onnxruntime"),
+    "paddle-fp32": _through("paddle", "fp32", "paddlepaddle"),
+    "paddle-bf16": _through("paddle", "bf16", "paddlepaddle"),
     "fastdeploy-ort": _through("fastdeploy-ort", "fp32", "numpy"),
     "fastdeploy-openvino": _through("fastdeploy-openvino", "bf16", "numpy"),
     "fastdeploy-openvino-fp32": _through("fastdeploy-openvino", "fp32", "numpy"),
