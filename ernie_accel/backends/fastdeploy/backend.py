@@ -147,6 +147,7 @@ class FastDeployBackend:
             concurrency=arguments["max_num_seqs"],
             queue_size=_queue_size(options),
             guided=own.guided_decoding,
+            patience=own.read_timeout,
         )
 
     def _remote(self, config: ModelConfig | None, options: LoadOptions, own: FastDeployOptions) -> Engine:

@@ -20,7 +20,13 @@ from ernie_accel.backends.fastdeploy.group import LONGEST_LINE, Group
 from ernie_accel.backends.fastdeploy.options import FastDeployOptions
 from ernie_accel.backends.feed import Piece
 from ernie_accel.backends.tasks import TaskEngine
-from ernie_accel.errors import ArgumentError, BackendError, BackendProcessError, UnsupportedError
+from ernie_accel.errors import (
+    ArgumentError,
+    BackendError,
+    BackendProcessError,
+    DeadlineError,
+    UnsupportedError,
+)
 from ernie_accel.types import Progress, Usage
 
 __all__ = ["GroupEngine", "start"]
@@ -189,11 +195,19 @@ class GroupEngine(TaskEngine):
     """
 
     def __init__(
-        self, group: Group, info: EngineInfo, *, concurrency: int, queue_size: int, guided: bool
+        self,
+        group: Group,
+        info: EngineInfo,
+        *,
+        concurrency: int,
+        queue_size: int,
+        guided: bool,
+        patience: float,
     ) -> None:
         super().__init__(info, concurrency=concurrency, queue_size=queue_size)
         self._group = group
         self._guided = guided
+        self._patience = patience
         self._link = _Link(group)
         self.ask(self._link.connect(), CONNECTING_SECONDS)
 
@@ -220,7 +234,7 @@ class GroupEngine(TaskEngine):
                 {"op": "generate", "id": number, "ids": list(request.token_ids), "fields": fields}
             )
             while not ended:
-                event = await answer.get()
+                event = await self._heard(answer)
                 if event is None:
                     ended = True
                     raise await self._link.failure()
@@ -230,6 +244,15 @@ class GroupEngine(TaskEngine):
             self._link.forget(number)
             if not ended:
                 self._link.send({"op": "cancel", "id": number})
+
+    async def _heard(self, answer: asyncio.Queue[Event | None]) -> Event | None:
+        """Wait for the next event, but not for ever: a worker may live and do nothing."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._patience, answer.put_nowait, {"event": "silence"})
+        try:
+            return await answer.get()
+        finally:
+            timer.cancel()
 
     async def shut(self) -> None:
         """Tell the worker to end."""
@@ -248,6 +271,11 @@ def _piece(event: Event, request: Request, most: int) -> Piece:
         if code == 400:
             raise ArgumentError(f"FastDeploy refused the request: {message}")
         raise BackendError(f"FastDeploy failed with {code}: {message}")
+    if event["event"] == "silence":
+        raise DeadlineError(
+            "FastDeploy gave nothing new for too long; allow more with FastDeployOptions(read_timeout=...), or look "
+            "into its logs"
+        )
     if event["event"] == "piece":
         return Piece(text=event["text"], token_ids=tuple(event["ids"]))
     usage = Usage(

@@ -17,7 +17,7 @@ Dialect = Literal["fastdeploy", "openai"]
 
 Loader = Literal["auto", "default_v1", "default", "dummy"]
 
-_REMOTE = ("model", "api_key", "dialect", "read_timeout", "retries", "proxy", "ca_file", "metrics_endpoint")
+_REMOTE = ("model", "api_key", "dialect", "retries", "proxy", "ca_file", "metrics_endpoint")
 _GROUP = (
     *("python", "data_parallel", "expert_parallel", "memory_utilization", "block_size", "host_cache"),
     *("quantization", "loader", "start_timeout", "log_directory", "engine_arguments", "environment"),
@@ -35,11 +35,11 @@ class FastDeployOptions:
         endpoint: Of a server, such as ``"http://localhost:8188"``.
         guided_decoding: Outputs with a structure are allowed. Of a server: it was started with
             ``--guided-decoding-backend`` (without, a request with a structure has crashed workers, so none is sent).
+        read_timeout: Seconds without anything new after which an answer has failed.
         model: Name under which the server has the model; None takes the only one.
         api_key: Sent as bearer token; shown nowhere.
         dialect: ``"openai"`` for servers that know nothing beyond the OpenAI API.
         connect_timeout: Seconds for a connection, and for each look at the server's health.
-        read_timeout: Seconds without a byte after which an answer has failed.
         retries: How often a call is made again that the server has not begun: no connection, 429, 503.
         proxy: URL of a proxy; those of the environment are not used.
         ca_file: Certificates to trust in place of the system's.

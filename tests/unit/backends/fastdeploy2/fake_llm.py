@@ -1,7 +1,8 @@
 """Copied to a directory as ``fastdeploy/__init__.py``: behaves as FastDeploy 2.x does offline, side effects included.
 
 What tests say goes through the environment: FAKE_SCENARIO, and FAKE_DELAY (seconds for each token). Tokens count up
-from the last id of the prompt and end at a multiple of ten; ids 608 and 609 in front of a prompt end in errors.
+from the last id of the prompt and end at a multiple of ten; ids 608 and 609 in front of a prompt end in
+errors, 607 in silence.
 """
 
 from __future__ import annotations
@@ -200,6 +201,8 @@ class LLM:
             code, why = (400, "input is too long") if prompt[0] == 609 else (500, "engine error")
             yield RequestOutput("r", None, True, code, why)
             return
+        if prompt[0] == 607:
+            time.sleep(3600)
         most = min(params.max_tokens or self._longest, self._longest - len(prompt))
         token, count = prompt[-1], 0
         while count < most:

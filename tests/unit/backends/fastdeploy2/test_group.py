@@ -199,6 +199,13 @@ def test_an_error_of_one_request_leaves_the_others(load: Load) -> None:
         assert model.metrics().counters["requests_failed"] == 2
 
 
+def test_a_worker_that_lives_and_does_nothing(load: Load) -> None:
+    with load({"read_timeout": 0.5}) as model:
+        with pytest.raises(ea.DeadlineError, match="nothing new for too long"):
+            model.generate([607, 1])
+        assert model.generate([20], max_tokens=1).token_ids == (21,)
+
+
 def test_the_host_stays_as_it_is(load: Load) -> None:
     import logging
 
