@@ -142,8 +142,8 @@ def within(predicted: int, real: int) -> bool:
     return abs(predicted - real) <= max(TOLERANCE, 0.03 * real)
 
 
-def run(chosen: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measure all that fit, one after the other."""
+def run(chosen: Sequence[dict[str, Any]], keep: bool) -> list[dict[str, Any]]:
+    """Measure all that fit, one after the other; ``keep`` writes each result down at once."""
     rows = []
     for case in chosen:
         plan = planned(case)
@@ -152,6 +152,8 @@ def run(chosen: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row = {**case, "predicted": plan, "measured": child(case)}
         rows.append(row)
         print(line(row), flush=True)
+        if keep:
+            save([row])
     return rows
 
 
@@ -214,15 +216,13 @@ def main() -> None:
     if chosen.case:
         print(json.dumps(measured(json.loads(chosen.case))))
         return
-    rows = run(selected(chosen))
+    rows = run(selected(chosen), not chosen.no_save)
     bad = [
         row
         for row in rows
         if not all(within(row["predicted"][w], row["measured"][w]) for w in ("loading", "running"))
     ]
     print(f"{len(rows)} cases, {len(bad)} of them beyond 3 % and 64 MB")
-    if not chosen.no_save and rows:
-        save(rows)
 
 
 if __name__ == "__main__":

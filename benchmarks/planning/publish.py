@@ -27,7 +27,9 @@ def memory_table(rows: Sequence[dict[str, Any]], machine: dict[str, str]) -> str
         "within 3 % or 64 MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (name, precision, how), cases in groups.items():
+    widths = ("fp32", "bf16", "int8", "int4")
+    order = sorted(groups.items(), key=lambda group: (group[0][0], widths.index(group[0][1]), group[0][2]))
+    for (name, precision, how), cases in order:
         good = sum(
             all(within(case["predicted"][w], case["measured"][w]) for w in ("loading", "running"))
             for case in cases

@@ -19,7 +19,7 @@ _HIDDEN = 3.0
 _HEAD = 6.1
 """Bytes of a weight of the head: float32, its codes, and what they are packed to."""
 
-_KEPT = 0.4
+_KEPT = 0.33
 """Share of what the layers took that is not free yet when the head's turn comes."""
 
 
