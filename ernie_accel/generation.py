@@ -247,7 +247,11 @@ class Generation(ABC):
         priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> AsyncTokenStream:
-        """``stream`` for asyncio: ``async for chunk in model.astream(...)``."""
+        """``stream`` for asyncio: ``async for chunk in model.astream(...)``.
+
+        Mistakes in arguments are raised here, except those within a structure: whether a schema, expression or grammar
+        can be followed is worked out beside the event loop, when the first piece is awaited.
+        """
         return self._astream(self._one(prompt, override(params, sampling), timeout, priority))
 
     @spelled_out
@@ -276,7 +280,7 @@ class Generation(ABC):
         priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> AsyncTokenStream:
-        """``stream_chat`` for asyncio."""
+        """``stream_chat`` for asyncio. Mistakes are raised where ``astream`` raises them."""
         settings = single(override(params, sampling))
         return self._astream(self._turn(messages, tools, settings, timeout, priority))
 

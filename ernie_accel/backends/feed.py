@@ -42,7 +42,8 @@ class Tally:
 
     def __init__(self) -> None:
         outcomes = [f"requests_{name}" for name in ("stop", "length", "cancelled", "failed")]
-        self.counters = dict.fromkeys([*outcomes, "prompt_tokens", "cached_tokens", "generated_tokens"], 0)
+        tokens = ("prompt_tokens", "cached_tokens", "generated_tokens")
+        self.counters = dict.fromkeys([*outcomes, "alternatives", *tokens], 0)
         names = ("queue", "time_to_first_token", "inter_token", "request")
         self._series = {f"{name}_seconds": Series(SECONDS) for name in names}
 
@@ -63,6 +64,12 @@ class Feed:
     Text is cut before the first stop string, and what may become one is held back, whatever the other side does about
     stop strings itself.
 
+    Args:
+        request: What was asked.
+        seed: Of this completion.
+        tally: Counts it.
+        index: Of this completion among those of the request, of which the first stands for the request in counts.
+
     Attributes:
         request: What was asked.
         seed: Of this completion.
@@ -72,7 +79,7 @@ class Feed:
         ended: Rung at the end.
     """
 
-    def __init__(self, request: Request, seed: int, tally: Tally) -> None:
+    def __init__(self, request: Request, seed: int, tally: Tally, index: int = 0) -> None:
         self.request = request
         self.seed = seed
         self.error: BaseException | None = None
@@ -80,6 +87,7 @@ class Feed:
         self.progress = Bell()
         self.ended = Bell()
         self._tally = tally
+        self._alternative = index > 0
         self._tail = TextTail(None, tuple(request.params.stop))
         self._chunks: list[Chunk] = []
         self._ids: list[int] = []
@@ -115,7 +123,8 @@ class Feed:
     def start(self) -> None:
         """Note that the request is no longer in a queue of ours."""
         self._started = time.perf_counter()
-        self._tally.note("queue", self._started - self.request.arrival)
+        if not self._alternative:
+            self._tally.note("queue", self._started - self.request.arrival)
 
     def add(self, piece: Piece) -> bool:
         """Take what came next; return whether that was the end, by the other side's word or by a stop string."""
@@ -176,11 +185,14 @@ class Feed:
     def _finish(self, outcome: str) -> None:
         self.done = True
         usage, counters = self._counted(), self._tally.counters
-        counters[f"requests_{outcome}"] += 1
+        if self._alternative:
+            counters["alternatives"] += 1
+        else:
+            counters[f"requests_{outcome}"] += 1
+            self._tally.note("request", time.perf_counter() - self.request.arrival)
         counters["prompt_tokens"] += usage.prompt_tokens
         counters["cached_tokens"] += usage.cached_tokens
         counters["generated_tokens"] += usage.completion_tokens
-        self._tally.note("request", time.perf_counter() - self.request.arrival)
         self.ended.ring()
         self.progress.ring()
 

@@ -195,7 +195,7 @@ class TaskEngine(ABC):
     def _handle(self, request: Request) -> RequestHandle[Feed]:
         seed, largest = request.params.seed or 0, self._info.max_seed
         feeds = [
-            Feed(request, alternative_seed(seed, index, largest), self._tally)
+            Feed(request, alternative_seed(seed, index, largest), self._tally, index)
             for index in range(request.params.n)
         ]
         return RequestHandle(feeds, partial(_send, self._loop, weakref.WeakMethod(self._cancel)), self._check)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from ernie_accel.backends.base import Drafts, Runner
 from ernie_accel.engine.costs import StepCosts
 from ernie_accel.engine.job import Job
-from ernie_accel.engine.speculation import MARGIN, Chances, Speculation
-from ernie_accel.errors import CapacityError, ErnieAccelError, UnsupportedError
+from ernie_accel.engine.speculation import Chances, Speculation, margin
+from ernie_accel.errors import CapacityError, UnsupportedError
 
 __all__ = ["Guesses", "MultiToken"]
 
@@ -64,8 +64,10 @@ class Guesses:
         self._ids = ()
 
     def give(self, ids: tuple[int, ...]) -> None:
-        """Take the guesses at what comes after all tokens that are known."""
-        self._ids, self._at, self._known = ids, len(self._tokens), len(self._tokens)
+        """Take the guesses at what comes after all tokens that are known; none where the Runner is still behind."""
+        self._ids, self._at = ids, len(self._tokens)
+        if ids:
+            self._known = len(self._tokens)
 
     def drafts(self, most: int) -> list[int]:
         """Return tokens that may follow, at most ``most``."""
@@ -132,7 +134,7 @@ class MultiToken(Speculation):
         """Return how many guesses for each promise most tokens for the time, 0 if none do."""
         costs, count = self.costs, len(asking)
         most = min(MOST_GUESSES, left // count, max(1, (2 * costs.largest + 2 - requests) // count))
-        best, depth = MARGIN * requests / costs.relative(requests), 0
+        best, depth = margin(requests) * requests / costs.relative(requests), 0
         chances, tokens = [1.0] * count, float(requests)
         for guess in range(1, most + 1):
             for i, (job, guesses) in enumerate(asking):
@@ -158,7 +160,7 @@ class MultiToken(Speculation):
             given = self._runner.draft(seqs, following, depth)
         except CapacityError:  # nobody gives memory up for guesses
             return
-        except ErnieAccelError as error:  # guesses are not worth a request, and the next would end alike
+        except Exception as error:  # guesses are not worth a request, and the next would end alike
             self._failed = True
             warnings.warn(
                 f"multi-token prediction failed and is off from here on: {error}",

@@ -11,7 +11,7 @@ from ernie_accel.engine.lookup import LONGEST, Lookup
 if TYPE_CHECKING:
     from ernie_accel.engine.job import Job
 
-__all__ = ["Chances", "DraftSource", "Drafter", "Speculation"]
+__all__ = ["Chances", "DraftSource", "Drafter", "Speculation", "margin"]
 
 MOST_DRAFTS = 24
 """More are hardly ever all right."""
@@ -40,6 +40,11 @@ PRIOR_WEIGHT = 8.0
 
 CLASSES = tuple(n if n < 4 else min(n.bit_length() + 1, len(PRIORS) - 1) for n in range(LONGEST + 1))
 """Index into PRIORS by length of the match."""
+
+
+def margin(requests: int) -> float:
+    """Speed that drafts must promise in a step of so many requests, as a multiple of the speed without them."""
+    return MARGIN * (1 + CAUTION * (min(requests, CROWD) - 1))
 
 
 class Chances:
@@ -114,7 +119,7 @@ class Speculation:
         """Begin a step in which so many requests take one token each."""
         self._rows = requests
         self._tokens = float(requests)
-        self._margin = MARGIN * (1 + CAUTION * (min(requests, CROWD) - 1))
+        self._margin = margin(requests)
 
     def depth(self, match: int, chances: Sequence[float], most: int) -> int:
         """Return how many drafts after a match of that length are worth their time, and count them in.

@@ -194,12 +194,13 @@ def test_memory_that_is_used_up_ends_nothing(request_of: Ask) -> None:
 
 @pytest.mark.usefixtures("steady")
 @pytest.mark.filterwarnings("always")
-def test_a_failure_of_guesses_ends_nothing_but_them(request_of: Ask) -> None:
+@pytest.mark.parametrize("error", [BackendError, RuntimeError])
+def test_a_failure_of_guesses_ends_nothing_but_them(request_of: Ask, error: type[Exception]) -> None:
     engine = engine_of()
 
     def refuse(number: int) -> None:
         if number == 3:
-            raise BackendError("logits hold nan")
+            raise error("logits hold nan")
 
     runner_of(engine).refuse = refuse
     with pytest.warns(RuntimeWarning, match="is off from here on: logits hold nan"):
@@ -233,6 +234,15 @@ class Waiting(Job):
     step = accept = cancel = lambda self, *given: None  # type: ignore[assignment]
 
 
+def test_what_the_runner_has_not_caught_up_with_stays_behind() -> None:
+    tokens = list(range(20))
+    guesses = Guesses(tokens, MultiToken(runner_of(engine_of())).chances)
+    guesses.give(())
+    assert (guesses.backlog, guesses.drafts(3)) == (20, [])
+    guesses.give((7, 8))
+    assert (guesses.backlog, guesses.drafts(3)) == (0, [7, 8])
+
+
 def depth_of(chance: float, cost: float, count: int = 1, row: float = 0.0) -> int:
     """Return what is chosen where a step takes 10 ms, a pass ``cost`` and each row more ``row`` times that."""
     shared = MultiToken(runner_of(engine_of()))
@@ -250,6 +260,7 @@ def test_the_depth_follows_what_guesses_cost_and_how_often_they_are_right() -> N
     assert depth_of(0.9, cost=2.0) == 0
     assert depth_of(0.05, cost=0.1) == 0
     assert depth_of(0.3, cost=0.1) == 1
+    assert depth_of(0.3, cost=0.1, count=8) == 0  # what is taken from others has to promise more
     assert depth_of(1.0, cost=0.01) == MOST_GUESSES
     assert depth_of(0.5, cost=0.1, count=4) >= 1
     assert depth_of(0.5, cost=0.1, count=4, row=1.0) == 0  # rows cost as much as steps: nothing is to be had
