@@ -14,14 +14,23 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from ernie_accel.architecture.config import ModelConfig
 from ernie_accel.architecture.spec import TensorSpec
 from ernie_accel.errors import ArgumentError
 
-__all__ = ["RULES_VERSION", "Division", "ExpertSplit", "Share", "check_division", "possible_ranks", "share"]
+__all__ = [
+    "RULES_VERSION",
+    "Division",
+    "ExpertSplit",
+    "Share",
+    "check_division",
+    "possible_ranks",
+    "rank_config",
+    "share",
+]
 
 RULES_VERSION = 1
 """Another number means that a rank would hold other parts of a model."""
@@ -134,6 +143,18 @@ def possible_ranks(config: ModelConfig, most: int, *, experts: ExpertSplit = "cu
     common = math.gcd(*_lengths(config, experts).values())
     return tuple(
         n for n in range(1, min(most, common) + 1) if common % n == 0 and (heads % n == 0 or n % heads == 0)
+    )
+
+
+def rank_config(config: ModelConfig, ranks: int) -> ModelConfig:
+    """Return the configuration of what one rank computes, experts cut: the same for all of them."""
+    return replace(
+        config,
+        vocab_size=-(-config.vocab_size // ranks),
+        num_attention_heads=config.num_attention_heads // ranks,
+        num_key_value_heads=max(1, config.num_key_value_heads // ranks),
+        intermediate_size=config.intermediate_size // ranks,
+        moe_intermediate_size=config.moe_intermediate_size // ranks,
     )
 
 

@@ -74,6 +74,10 @@ class Builder(Protocol[V]):
         """x [n, in] times the transpose of the matrix [out, in]: float32 [n, out]."""
         ...
 
+    def reduce(self, x: V) -> V:
+        """The sum of x over the ranks that compute the model together; x where there is one."""
+        ...
+
     def rms_norm(self, x: V, weight: Weight, eps: float) -> V:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         ...

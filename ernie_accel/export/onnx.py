@@ -114,6 +114,10 @@ class OnnxBuilder:
         """See ``Builder``. ``Gemm`` takes the matrix as it is stored, [out, in]."""
         return self._node("Gemm", [x, self.parameter(matrix)], transB=1)
 
+    def reduce(self, x: str) -> str:
+        """See ``Builder``: one rank computes the graph."""
+        return x
+
     def rms_norm(self, x: str, weight: Weight, eps: float) -> str:
         """See ``Builder``. The pattern that runtimes know as one operation."""
         square = self._node("Pow", [x, self.constant(np.float32(2))])

@@ -18,6 +18,8 @@ from ernie_accel.export.builder import Axis, Weight
 __all__ = ["PaddleBuilder", "Stored"]
 
 MASKED = -1e30
+_RING, _SUM = 0, 0
+"""All ranks; the kind of reduction."""
 END = np.iinfo(np.int32).max
 """Slices that reach further end at the end of the axis."""
 
@@ -45,6 +47,7 @@ class PaddleBuilder:
     Args:
         paddle: The package.
         precision: ``"bf16"`` marks products so that oneDNN computes them in bf16; everything else is as for fp32.
+        ranks: How many compute the model together, each in a process of ``paddle.distributed``.
         device: ``"cpu"``, or ``"gpu"`` for operations that CUDA and TensorRT know better.
 
     Attributes:
@@ -55,8 +58,9 @@ class PaddleBuilder:
 
     groups_rows = False  # an fc of no rows is an error of oneDNN
 
-    def __init__(self, paddle: Any, precision: str = "fp32", device: str = "cpu") -> None:
+    def __init__(self, paddle: Any, precision: str = "fp32", device: str = "cpu", ranks: int = 1) -> None:
         self._paddle = paddle
+        self._ranks = ranks
         self._fused = device == "cpu"
         self._bf16 = self._fused and precision == "bf16"
         self.stored: dict[str, Stored] = {}
@@ -102,6 +106,10 @@ class PaddleBuilder:
         if self._bf16:
             x = self._paddle.assign(x)
         return self._paddle._C_ops.fc(x, self._matrix(matrix), self._no_bias(matrix.shape[0]), 1, "", False)
+
+    def reduce(self, x: Value) -> Value:
+        """See ``Builder``. In place, and its result used: one that nobody used would be taken out of the program."""
+        return self._paddle._C_ops.all_reduce_(x, _RING, _SUM) if self._ranks > 1 else x
 
     def rms_norm(self, x: Value, weight: Weight, eps: float) -> Value:
         """See ``Builder``."""

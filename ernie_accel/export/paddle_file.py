@@ -42,6 +42,7 @@ def write_graph(
     device: str = "cpu",
     fusions: Fusions | None = None,
     stage: str = "export",
+    ranks: int = 1,
 ) -> str:
     """Write the model to a directory that exists; return the name of the main file.
 
@@ -56,6 +57,7 @@ def write_graph(
         device: ``"cpu"`` or ``"gpu"``, where the program is to run.
         fusions: What is done at once; None is everything.
         stage: What ``progress`` is told it is.
+        ranks: How many compute the model together; ``checkpoint`` then is the part of one.
 
     Raises:
         MissingExtraError: Paddle is not installed.
@@ -64,7 +66,7 @@ def write_graph(
     """
     paddle = import_paddle()
     weights = StepWeights(checkpoint, checkpoint.config)
-    builder = PaddleBuilder(paddle, signature.precision, device)
+    builder = PaddleBuilder(paddle, signature.precision, device, ranks)
     with _static_program(paddle) as program:
         write_step(builder, weights, signature, fusions=fusions)
         normal = paddle.static.normalize_program(program, builder.inputs, builder.outputs)

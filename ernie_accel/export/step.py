@@ -87,11 +87,11 @@ class _Step(Generic[V]):
         past_shape: list[Axis] = ["B", s.kv_heads, "C", s.head_dim]
         self.past = [b.input(name, s.cache_dtype, past_shape) for name in s.past_names]
         self._prepare()
-        x = b.embed(b.reshape(self.ids, [-1]), self.w.embedding())
+        x = b.reduce(b.embed(b.reshape(self.ids, [-1]), self.w.embedding()))
         new: list[V] = []
         for layer in range(s.layers):
             x = b.add(x, self._attention(layer, self._norm(x, self.w.input_norm(layer)), new))
-            x = b.add(x, self._feed_forward(layer, self._norm(x, self.w.post_norm(layer))))
+            x = b.add(x, b.reduce(self._feed_forward(layer, self._norm(x, self.w.post_norm(layer)))))
         hidden = self._norm(b.gather_rows(x, hidden_rows), self.w.final_norm())
         last = self._norm(b.gather_rows(x, logit_rows), self.w.final_norm())
         b.output("logits", b.linear(last, self.w.head()), "float32", ["R", s.vocab_size])
@@ -143,7 +143,7 @@ class _Step(Generic[V]):
         mixed = self._mix(q, k, v, self.past[2 * layer], self.past[2 * layer + 1])
         mixed = b.reshape(mixed, [0, 0, -1, group * c.head_dim])
         mixed = b.reshape(b.transpose(mixed, [0, 2, 1, 3]), [-1, c.num_attention_heads * c.head_dim])
-        return b.linear(mixed, self.w.attention_output(layer))
+        return b.reduce(b.linear(mixed, self.w.attention_output(layer)))
 
     def _rotated(self, layer: int, x: V) -> tuple[V, V, V]:
         """Queries and keys, rotated, and values: [N, heads, d] each."""

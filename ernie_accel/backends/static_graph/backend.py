@@ -39,6 +39,7 @@ class StaticGraphBackend(ABC, Generic[Options]):
     name: str
     precisions: tuple[str, ...]
     options_type: type[Any]
+    splits = False
 
     @abstractmethod
     def available(self) -> Availability:
@@ -99,7 +100,7 @@ class StaticGraphBackend(ABC, Generic[Options]):
 
     def _check(self, options: LoadOptions) -> None:
         check_precision(self, options)
-        if options.tensor_parallel not in (1, "auto"):
+        if options.tensor_parallel not in (1, "auto") and not self.splits:
             raise UnsupportedError(
                 f"tensor_parallel={options.tensor_parallel}: backend {self.name!r} cannot be split; use 1"
             )

@@ -28,12 +28,17 @@ Message = Any  # {"op": ...}: typing.Dict means little more, and the built-in ca
 
 
 def main() -> None:
-    """Answer requests until there is nobody left to ask."""
+    """Be the child that runs FastDeploy."""
     del sys.path[0]  # the folder of this file, whose modules are not meant to be imported by their names
+    serve(Server)
+
+
+def serve(make: Any) -> None:
+    """Answer requests by the methods of what ``make`` gives for the memory, until there is nobody left to ask."""
     end_with_parent(int(sys.argv[2]))
     connection = socket.socket(fileno=int(sys.argv[1]))
     memory = int(sys.argv[3])
-    server = Server(mmap.mmap(memory, os.fstat(memory).st_size))
+    server = make(mmap.mmap(memory, os.fstat(memory).st_size))
     while True:
         request = receive(connection)
         if request is None:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ernie_accel.architecture.counts import parameter_counts
+from ernie_accel.architecture.split import Division, check_division
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions
 from ernie_accel.backends.static_graph.backend import StaticGraphBackend, choose_threads
-from ernie_accel.backends.static_graph.executor import Array, ExecutorInfo
+from ernie_accel.backends.static_graph.executor import Array, Executor, ExecutorInfo
+from ernie_accel.backends.static_graph.paddle_group import PaddleGroupExecutor, group_signature, write_parts
 from ernie_accel.backends.static_graph.paddle_settings import (
     PaddleOptions,
     Profile,
@@ -30,7 +32,7 @@ from ernie_accel.export.signature import Signature
 if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
 
-__all__ = ["PaddleBackend", "PaddleExecutor"]
+__all__ = ["PaddleBackend", "PaddleExecutor", "open_predictor"]
 
 PACKAGE_BYTES = 400 << 20
 """What loading Paddle takes."""
@@ -42,6 +44,7 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
     name = "paddle"
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     options_type = PaddleOptions
+    splits = True
 
     def available(self) -> Availability:
         """Say whether a Paddle that can be used is installed; imports nothing."""
@@ -70,7 +73,9 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
 
     def _executor(
         self, checkpoint: Checkpoint, signature: Signature, options: LoadOptions, own: PaddleOptions
-    ) -> PaddleExecutor:
+    ) -> Executor:
+        if _ranks(options) > 1:
+            return self._group(checkpoint, options, own)
         paddle = import_paddle()
         target = Target.of(paddle, options.device, signature.precision, choose_threads(options.threads))
         if own.tensorrt and target.device != "gpu":
@@ -83,8 +88,40 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
                 plain, program = program, scratch / "tensorrt.json"
                 limits = self._limits(checkpoint.config, options, own)
                 profile = to_tensorrt(paddle, plain, program, signature, target, own, limits)
-            predictor = _create(paddle, make_config(paddle, program, target, own))
+            predictor = open_predictor(paddle, program, target, own)
         return PaddleExecutor(paddle, predictor, signature, target, _details(target, own), profile)
+
+    def _signature(self, config: ModelConfig, options: LoadOptions) -> Signature:
+        ranks, signature = _ranks(options), super()._signature(config, options)
+        if ranks == 1:
+            return signature
+        check_division(config, Division(ranks))
+        return group_signature(signature, config, ranks)
+
+    def _group(self, checkpoint: Checkpoint, options: LoadOptions, own: PaddleOptions) -> Executor:
+        ranks, threads = _ranks(options), choose_threads(options.threads)
+        if isinstance(checkpoint, ExportedCheckpoint):
+            raise UnsupportedError(
+                f"tensor_parallel={ranks}: {checkpoint.directory} holds one graph for one process; load the "
+                "checkpoint that it was made of"
+            )
+        target = Target.of(import_paddle(), options.device, self._precision(options), threads)
+        if target.device != "cpu" or own.tensorrt:
+            raise UnsupportedError(
+                f"tensor_parallel={ranks} on a GPU: backend 'paddle' divides a model among processes on a CPU only; "
+                "use backend='fastdeploy'"
+            )
+        with tempfile.TemporaryDirectory(prefix="ernie-accel-paddle-") as folder:
+            signature, programs = write_parts(
+                checkpoint, ranks, target.precision, Path(folder), options.progress, own.fusions
+            )
+            return PaddleGroupExecutor(
+                programs,
+                signature,
+                checkpoint.config,
+                threads=max(1, threads // ranks),
+                onednn=own.onednn,
+            )
 
     def _limits(self, config: ModelConfig, options: LoadOptions, own: PaddleOptions) -> Profile:
         info = self._info(config, self._signature(config, options), options, own.max_step_tokens)
@@ -168,6 +205,10 @@ class PaddleExecutor:
         self._shared[name] = values, tensor
 
 
+def _ranks(options: LoadOptions) -> int:
+    return 1 if options.tensor_parallel == "auto" else options.tensor_parallel
+
+
 def _program(
     checkpoint: Checkpoint,
     signature: Signature,
@@ -198,7 +239,9 @@ def _program(
         ) from error
 
 
-def _create(paddle: Any, config: Any) -> Any:
+def open_predictor(paddle: Any, program: Path, target: Target, options: PaddleOptions) -> Any:
+    """Have Paddle Inference load a program. Raises BackendError if it refuses."""
+    config = make_config(paddle, program, target, options)
     try:
         return paddle.inference.create_predictor(config)
     except Exception as error:  # its exceptions have no common base

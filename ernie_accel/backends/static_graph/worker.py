@@ -13,7 +13,7 @@ import struct
 import subprocess
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -40,10 +40,21 @@ class Worker:
         name: What errors call the child.
         environment: Its environment variables, all of them.
         error_mark: What a line of the child's output holds where a step failed and nothing else says so.
+        program: What the interpreter is to run.
+        memory: What the child is to see, for several that see the same; closed with the first of them.
     """
 
-    def __init__(self, python: str, name: str, environment: Mapping[str, str], error_mark: str = "") -> None:
-        self.memory = SharedMemory()
+    def __init__(
+        self,
+        python: str,
+        name: str,
+        environment: Mapping[str, str],
+        error_mark: str = "",
+        *,
+        program: Sequence[str] = (str(CHILD),),
+        memory: SharedMemory | None = None,
+    ) -> None:
+        self.memory = memory or SharedMemory()
         self._name = name
         self._error_mark = error_mark
         self._log = Log()
@@ -55,7 +66,7 @@ class Worker:
         shared = (theirs.fileno(), read_end, self.memory.fd)
         try:
             self._process = subprocess.Popen(
-                [python, str(CHILD), *map(str, shared)],
+                [python, *program, *map(str, shared)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log.fd,
                 stderr=self._log.fd,
@@ -80,6 +91,15 @@ class Worker:
     def pid(self) -> int:
         """Process id of the child, and of its group."""
         return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the child is gone, as far as the system says."""
+        return self._process.poll() is not None
+
+    def fileno(self) -> int:
+        """What becomes readable when the child answers or ends."""
+        return self._socket.fileno()
 
     def ask(self, what: str, seconds: float, **request: Any) -> dict[str, Any]:
         """Send a request and return what it is answered.
