@@ -32,11 +32,9 @@ class RankServer:
     def start(self) -> dict[str, Any]:
         """Join the group, which waits until all have."""
         paddle = import_paddle()
-        import paddle.distributed as distributed
-
         paddle.set_device("cpu")
-        distributed.init_parallel_env()
-        return {"version": paddle.__version__, "ranks": distributed.get_world_size()}
+        paddle.distributed.init_parallel_env()
+        return {"version": paddle.__version__}
 
     def open(self, program: str, signature: dict[str, Any], threads: int, onednn: bool) -> dict[str, Any]:
         """Load the rank's program."""
