@@ -29,11 +29,6 @@ SUBJECTS: dict[str, tuple[str, LoadOptions, Tolerance | None]] = {
     ),
     "paddle-fp32": ("paddle", LoadOptions(precision="fp32", threads=2), Tolerance(absolute=1e-4)),
     "paddle-bf16": ("paddle", LoadOptions(precision="bf16", threads=2), Tolerance(relative=0.06, argmax=0.9)),
-    "paddle-two-ranks": (
-        "paddle",
-        LoadOptions(precision="fp32", threads=2, tensor_parallel=2),
-        Tolerance(absolute=1e-4),
-    ),
     "onnxruntime": ("onnxruntime", LoadOptions(threads=2), Tolerance(absolute=1e-4)),
     # Measured: 0.09 in the mixture of experts, 0.03 in the others.
     "onnxruntime-int8": ("onnxruntime", LoadOptions(precision="int8", threads=2), Tolerance(relative=0.15)),
