@@ -19,12 +19,28 @@ LONG_ENGINES = (
 )
 """Fewer than elsewhere, since each reads a long prompt first."""
 
+LATENCY_ENGINES = (
+    "ours-int8",
+    "ours-bf16",
+    "paddle-bf16",
+    "fastdeploy-ort",
+    "fastdeploy-openvino",
+    "onnxruntime-int8",
+    "torch-bf16",
+    "torch-fp32",
+)
+"""What this library runs on, each at its best precision, and the library that most programs use."""
+
 COMMANDS: dict[str, list[str]] = {
     "compare": [],
     "decode": ["--decode", "32"],
     "prefill": ["--prefill", "512"],
     "batch": ["--decode", "32", "--batch", "16", "--rounds", "5"],
     "long": ["--decode", "8192", "--rounds", "3", "--engines", *LONG_ENGINES],
+    "latency": [
+        *("--request", "512", "--decode", "32", "--batch", "16", "--rounds", "5"),
+        *("--engines", *LATENCY_ENGINES),
+    ],
     "moe": ["--shape", "21B-A3B", "--prefill", "128", "--decode", "32", "--rounds", "3", "--one-at-a-time"],
 }
 """What each subcommand adds to the options that are given; ``compare`` adds nothing."""
@@ -36,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the options, engines and workloads settled. The subcommand comes first."""
     added = COMMANDS.get(argv[0], []) if argv else []
     chosen = parser().parse_args([*argv[:1], *added, *argv[1:]])
-    if not chosen.prefill and not chosen.decode:
+    if not chosen.prefill and not chosen.decode and not chosen.request:
         chosen.prefill, chosen.decode = [512], [32]
     if not chosen.engines:
         chosen.engines = list(DEFAULT if chosen.shape == "0.3B" else MOE_ENGINES)
@@ -47,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     """Describe the options."""
     made = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Compare engines side by side in one run, alternating. decode, prefill, batch, long and moe are "
-        "compare with the workload chosen: "
+        description="Compare engines side by side in one run, alternating. decode, prefill, batch, long, latency and moe "
+        "are compare with the workload chosen: "
         + "; ".join(f"{name}: {' '.join(options)}" for name, options in COMMANDS.items() if options)
         + ". Others: import, kernels.",
     )
@@ -59,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--decode", type=int, nargs="+", default=[], metavar="TOKENS", help="contexts to decode at"
+    )
+    made.add_argument(
+        "--request", type=int, nargs="+", default=[], metavar="TOKENS", help="prompts of requests for 64 tokens"
     )
     made.add_argument(
         "--batch", type=int, nargs="+", default=[1], help="sequences decoded together (default: 1)"

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from ernie_accel.bench.workload import Workload
+
 from .engines import ENGINES
 from .plot import plot
 from .report import Result, best_peer
@@ -18,6 +20,7 @@ HEADERS = {
         "of the read bandwidth",
         "peak memory",
         "{ours} ÷ it",
+        "a request, ms",
     ),
     "zh": (
         "引擎",
@@ -26,17 +29,20 @@ HEADERS = {
         "占内存读带宽",
         "内存峰值",
         "{ours} ÷ 该引擎",
+        "单个请求（毫秒）",
     ),
 }
 WHAT = {
     "en": {
         "prefill": "prompt of {context} tokens",
+        "request": "a request of {context} tokens for {steps} new ones",
         "decode": "decoding at a context of {context}, {steps} tokens a round",
         "one": "one sequence",
         "many": "{batch} sequences (sum)",
     },
     "zh": {
         "prefill": "提示词 {context} 个 token",
+        "request": "提示词 {context} 个 token、生成 {steps} 个 token 的请求",
         "decode": "在上下文 {context} 处解码，每轮 {steps} 个 token",
         "one": "单个序列",
         "many": "{batch} 个序列（合计）",
@@ -61,18 +67,22 @@ PAGES = {"README.md": "en", "README.zh-CN.md": "zh", "docs/performance.md": "en"
 def table(result: Result, language: str = "en") -> str:
     """Markdown: one row an engine, then the conditions."""
     ours = [name for name in result["engines"] if ENGINES[name].ours and len(result["engines"]) > 1]
-    engine, speed, spread, share, memory, ratio = HEADERS[language]
+    engine, speed, spread, share, memory, ratio, latency = HEADERS[language]
+    whole = result["workload"]["measures"] == "request"
     shares = any("bandwidth_share" in made for made in result["engines"].values())
     peaks = any("peak_memory" in made for made in result["engines"].values())
     titles = [
         ratio.format(ours=result["engines"][name]["title"].removeprefix("ernie_accel ")) for name in ours
     ]
-    columns = [engine, speed, spread, *([share] if shares else [])]
+    columns = [engine, *([latency] if whole else []), speed, spread, *([share] if shares else [])]
     columns += [*([memory] if peaks else []), *titles]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, made in result["engines"].items():
         rate = made["tokens_per_second"]
-        cells = [made["title"], number(rate["median"]), f"{number(rate['low'])} – {number(rate['high'])}"]
+        cells = [made["title"]]
+        if whole:
+            cells.append(number(1000 * Workload(**result["workload"]).seconds(rate["median"])))
+        cells += [number(rate["median"]), f"{number(rate['low'])} – {number(rate['high'])}"]
         if shares:
             cells.append(f"{made['bandwidth_share']['median']:.0%}" if "bandwidth_share" in made else "")
         if peaks:
@@ -133,7 +143,7 @@ def place(result: Result, root: Path) -> list[Path]:
 def results(root: Path) -> list[Path]:
     """Files of results that this tool wrote, by name."""
     files = (root / "benchmarks/results").glob("*.json")
-    return sorted(path for path in files if re.search(r"-(prefill|decode)-\d", path.stem))
+    return sorted(path for path in files if re.search(r"-(prefill|decode|request)-\d", path.stem))
 
 
 def write(path: Path, text: str) -> None:

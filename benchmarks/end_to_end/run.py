@@ -53,7 +53,7 @@ def engines(chosen: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     chosen = parse(sys.argv[1:])
-    plan = workloads(chosen.prefill, chosen.decode, chosen.batch)
+    plan = workloads(chosen.prefill, chosen.decode, chosen.batch, chosen.request)
     contest = one_at_a_time if chosen.one_at_a_time else together
     start = partial(contestant, settings=settings(chosen, plan))
     alone = quiet(tries=5)  # what went before may still be on its way out

@@ -22,13 +22,14 @@ class Workload:
     """Random prompts and what is timed of them.
 
     Attributes:
-        measures: ``"prefill"``: one prompt, until its first token is chosen; ``"decode"``: greedy tokens after it.
+        measures: ``"prefill"``: one prompt, until its first token is chosen; ``"decode"``: greedy tokens after it;
+            ``"request"``: a prompt and ``steps`` greedy tokens, as a caller waits for them.
         context: Tokens of each prompt.
         batch: Sequences that are decoded together.
-        steps: Tokens that a decoding round adds to each sequence.
+        steps: Tokens that a round adds to each sequence.
     """
 
-    measures: Literal["prefill", "decode"]
+    measures: Literal["prefill", "decode", "request"]
     context: int
     batch: int = 1
     steps: int = 1
@@ -37,17 +38,18 @@ class Workload:
         for name in ("context", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.measures not in ("prefill", "decode"):
-            raise ArgumentError(f"measures={self.measures!r}: must be 'prefill' or 'decode'")
+        if self.measures not in ("prefill", "decode", "request"):
+            raise ArgumentError(f"measures={self.measures!r}: must be 'prefill', 'decode' or 'request'")
 
     @property
     def name(self) -> str:
-        """Short and fit for a file name: ``prefill-512``, ``decode-32``, ``decode-32x16``."""
-        return f"{self.measures}-{self.context}" + (f"x{self.batch}" if self.batch > 1 else "")
+        """Short and fit for a file name: ``prefill-512``, ``decode-32``, ``decode-32x16``, ``request-512-64``."""
+        steps = f"-{self.steps}" if self.measures == "request" else ""
+        return f"{self.measures}-{self.context}{steps}" + (f"x{self.batch}" if self.batch > 1 else "")
 
     @property
     def tokens(self) -> int:
-        """Tokens that count in one round, all sequences together."""
+        """Tokens that count in one round, all sequences together: of a request the new ones."""
         return self.context if self.measures == "prefill" else self.batch * self.steps
 
     @property
@@ -63,9 +65,16 @@ class Workload:
         """Tokens per second of a round, all sequences together."""
         return self.tokens / seconds
 
+    def seconds(self, rate: float) -> float:
+        """What a round took that gave so many tokens per second."""
+        return self.tokens / rate
 
-def workloads(prefill: Sequence[int], decode: Sequence[int], batch: Sequence[int]) -> list[Workload]:
-    """Return one workload for each prompt length, and one for each pair of context and batch."""
+
+def workloads(
+    prefill: Sequence[int], decode: Sequence[int], batch: Sequence[int], request: Sequence[int] = ()
+) -> list[Workload]:
+    """Return one workload for each length of a request's prompt and of a prompt, and for each pair of context and batch."""
+    whole = [Workload(measures="request", context=length, steps=MANY_STEPS) for length in request]
     reading = [Workload(measures="prefill", context=length) for length in prefill]
     writing = [
         Workload(
@@ -77,7 +86,7 @@ def workloads(prefill: Sequence[int], decode: Sequence[int], batch: Sequence[int
         for context in decode
         for size in batch
     ]
-    return reading + writing
+    return whole + reading + writing
 
 
 def prompts(workload: Workload, vocab_size: int) -> list[list[int]]:

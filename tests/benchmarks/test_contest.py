@@ -112,6 +112,18 @@ def test_short_contexts_begin_anew_each_round_and_long_ones_go_on() -> None:
         assert advanced / starts <= calls[0][2]
 
 
+def test_a_request_is_read_and_answered_anew_each_time() -> None:
+    engine = FakeEngine()
+    worker = Worker(engine)
+    (workload,) = workloads([], [], [1], request=[32])
+    worker.prepare(workload, 2)
+    engine.calls.clear()
+    assert worker.measure(workload, 2)["seconds"] > 0
+    worker.measure(workload, 2)
+    once = [("start", [32], workload.room(2)), ("advance", workload.steps - 1)]
+    assert engine.calls == once + once
+
+
 def test_a_worker_answers_a_line_with_a_line() -> None:
     requests = [
         {"do": what, "workload": asdict(workload), "rounds": 1}

@@ -46,6 +46,16 @@ def test_prefill_writes_the_first_token_down() -> None:
     assert "of the read bandwidth" not in table(result)
 
 
+def test_requests_are_told_in_milliseconds() -> None:
+    workload = Workload(measures="request", context=512, steps=64)
+    values = {"ours-int8": Values([64.0], [1.0]), "torch-fp32": Values([16.0], [1.0])}
+    header, _, first, second, *_ = table(report("c", "0.3B", 2, workload, values)).splitlines()
+    assert header.startswith("| engine | a request, ms | tokens/s, median |")
+    assert first.startswith("| ernie_accel int8 | 1000 | 64.0 |")
+    assert second.startswith("| transformers fp32 | 4000 | 16.0 |")
+    assert "a request, ms" not in table(made())
+
+
 def test_peak_memory_is_a_column_where_it_is_known() -> None:
     assert "peak memory" not in table(made())
     known = Values([60.0], [1000.0], [], None, 3 << 29)

@@ -19,6 +19,12 @@ def test_decode_counts_all_sequences() -> None:
     assert Workload(measures="decode", context=32).name == "decode-32"
 
 
+def test_request_counts_new_tokens_and_tells_its_time() -> None:
+    (workload,) = workloads([], [], [1, 16], request=[512])
+    assert (workload.name, workload.batch, workload.tokens) == ("request-512-64", 1, 64)
+    assert workload.seconds(workload.rate(1.5)) == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize("wrong", [{"context": 0}, {"batch": 0}, {"steps": 0}, {"measures": "both"}])
 def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(wrong))):
