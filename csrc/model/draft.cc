@@ -60,8 +60,26 @@ void Model::Round::add(size_t owner, int64_t sequence, size_t first, std::vector
   firsts.push_back(first), owners.push_back(owner);
 }
 
+// Sequences with a common beginning have its pages in common, and what one of them has computed there the others need not.
+void Model::share_predicted(const std::vector<DraftInput>& batch, const std::vector<size_t>& lengths) {
+  for (size_t i = 0; i < batch.size(); ++i)
+    for (const DraftInput& other : batch) {
+      const Sequence &to = cache_.at(batch[i].sequence), &from = cache_.at(other.sequence);
+      if (from.predicted <= to.predicted) continue;
+      const size_t same = kPageTokens * cache_.shared_pages(to, from, to.predicted / kPageTokens);
+      const size_t predicted = std::min({from.predicted, same, lengths[i] - 1});
+      if (predicted > to.predicted) cache_.set_predicted(batch[i].sequence, predicted);
+    }
+}
+
+// Whether one of two sequences would write where the other reads or writes, beginning at these positions.
+bool Model::collide(const Sequence& a, size_t a_first, const Sequence& b, size_t b_first) {
+  const size_t page = std::min(a_first, b_first) / kPageTokens;
+  return page < a.pages.size() && page < b.pages.size() && a.pages[page] == b.pages[page];
+}
+
 // Positions that are new come in one pass; the last of a sequence guesses. Sequences with least to do go first, so that a
-// long prompt holds nobody up.
+// long prompt holds nobody up. Of those that would compute a common beginning the first does, and the others wait for it.
 Model::Round Model::catch_up(const std::vector<DraftInput>& batch, const std::vector<size_t>& lengths) const {
   const auto missing = [&](size_t i) { return lengths[i] - cache_.at(batch[i].sequence).predicted; };
   std::vector<size_t> order(batch.size());
@@ -73,6 +91,10 @@ Model::Round Model::catch_up(const std::vector<DraftInput>& batch, const std::ve
     const Sequence& sequence = cache_.at(batch[i].sequence);
     const size_t count = std::min(missing(i), left), first = sequence.predicted;
     if (count == 0) break;
+    bool waits = false;
+    for (size_t n = 0; n < round.inputs.size(); ++n)
+      waits = waits || collide(sequence, first, cache_.at(round.inputs[n].sequence), round.firsts[n]);
+    if (waits) continue;
     left -= count;
     const bool all = count == missing(i);
     const auto after = sequence.ids.begin() + static_cast<ptrdiff_t>(first + 1);
@@ -86,6 +108,7 @@ Model::Round Model::catch_up(const std::vector<DraftInput>& batch, const std::ve
 void Model::guess(const std::vector<DraftInput>& batch, size_t depth, std::vector<std::vector<int32_t>>& guesses) {
   std::vector<size_t> lengths;
   for (const DraftInput& draft : batch) lengths.push_back(cache_.at(draft.sequence).length - (depth - 1));
+  share_predicted(batch, lengths);
   Round round = catch_up(batch, lengths);
   run(round, guesses);
   // The position of the last token is computed again: what comes after it need not be what was said.

@@ -50,6 +50,14 @@ void KvCache::free(int64_t id) {
   sequences_.erase(id);
 }
 
+size_t KvCache::shared_pages(const Sequence& a, const Sequence& b, size_t least) {
+  const size_t most = std::min(a.pages.size(), b.pages.size());
+  if (least >= most || a.pages[least] != b.pages[least]) return 0;
+  size_t count = least + 1;  // pages before one that is shared are shared too
+  while (count < most && a.pages[count] == b.pages[count]) ++count;
+  return count;
+}
+
 int64_t KvCache::fork(int64_t id, size_t length) {
   const Sequence& from = at(id);
   if (length > from.length)

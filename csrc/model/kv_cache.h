@@ -45,6 +45,8 @@ class KvCache {
   };
   // Makes room for the tokens and lengthens the sequences; each id at most once. All or nothing.
   void extend(const std::vector<Growth>& batch);
+  // How many of their first pages two sequences have in common, if that is more than `least`; else 0.
+  static size_t shared_pages(const Sequence& a, const Sequence& b, size_t least);
   void set_predicted(int64_t id, size_t positions) { mutable_at(id).predicted = positions; }
 
   uint8_t* page(uint32_t index) const { return slabs_[index / slab_pages_].data() + index % slab_pages_ * page_bytes_; }

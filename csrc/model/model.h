@@ -84,6 +84,8 @@ class Model {
     void add(size_t owner, int64_t sequence, size_t first, std::vector<int32_t> following, bool guesses);
   };
   void check(const std::vector<DraftInput>& batch, size_t depth) const;
+  void share_predicted(const std::vector<DraftInput>& batch, const std::vector<size_t>& lengths);
+  static bool collide(const Sequence& a, size_t a_first, const Sequence& b, size_t b_first);
   Round catch_up(const std::vector<DraftInput>& batch, const std::vector<size_t>& lengths) const;
   void guess(const std::vector<DraftInput>& batch, size_t depth, std::vector<std::vector<int32_t>>& guesses);
   void run(const Round& round, std::vector<std::vector<int32_t>>& guesses);

@@ -79,6 +79,26 @@ void test_drafts(const Config& c, Isa isa, int threads, std::vector<std::vector<
   CHECK(first == found);
 }
 
+// Sequences that share pages with positions nobody has computed yet: one does, the others follow.
+void test_common_beginnings(const Config& c, Isa isa) {
+  Model model(c, isa, 3);
+  Filler().fill(model);
+  const auto expected = fresh(model, 50, 3);
+  const int64_t first = model.open();
+  feed(model, first, 0, 50);
+  const int64_t second = model.fork(first, 50), third = model.fork(first, 32);
+  feed(model, third, 32, 50);
+  const std::vector<DraftInput> batch = {{first, 7}, {second, 7}, {third, 7}};
+  const auto now = model.draft(batch, 3), then = model.draft(batch, 3);
+  CHECK(now[0] == expected && now[1].empty() && now[2].empty());
+  for (const auto& guesses : then) CHECK(guesses == expected);
+  const int64_t late = model.fork(first, 40);  // from what it is forked of is known where only another has it
+  feed(model, late, 40, 50);
+  for (const auto& guesses : model.draft({{late, 7}, {first, 7}}, 3)) CHECK(guesses == expected);
+  for (int64_t s : {first, second, third, late}) model.free(s);
+  CHECK(model.used_tokens() == 0);
+}
+
 // A step's bits are those of a model without, before and after drafts.
 void test_steps(const Config& c, Isa isa) {
   Config without = c;
@@ -162,6 +182,7 @@ int main() {
         const Config c = predicting(moe, precision);
         std::vector<std::vector<int32_t>> first;
         for (int threads : {1, 3}) test_drafts(c, kernels.isa, threads, first);
+        test_common_beginnings(c, kernels.isa);
         test_steps(c, kernels.isa);
       }
   });

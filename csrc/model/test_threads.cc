@@ -12,11 +12,15 @@ namespace {
 constexpr int kThreads = 4, kRounds = 150;
 constexpr size_t kTexts = 3, kLength = 90, kShared = 40, kChunk = 12;
 
-// A text, what the model answers after each of its ids, and a parked sequence of its beginning that anybody may fork.
+constexpr size_t kDepth = 3;
+
+// A text, what the model answers after each of its ids, what it guesses after each where that is followed by the next,
+// and a parked sequence of its beginning that anybody may fork.
 struct Text {
   std::vector<int32_t> ids;
   std::vector<float> logits;
   std::vector<int32_t> drawn;
+  std::vector<std::vector<int32_t>> guesses;
   int64_t beginning = 0;
 };
 
@@ -34,6 +38,15 @@ StepInput drawing(int64_t sequence, std::vector<int32_t> ids, size_t rows) {
   return input;
 }
 
+void add_guesses(Model& model, Text& text) {
+  const int64_t s = model.open();
+  for (size_t i = 0; i + 1 < kLength; ++i) {
+    model.forward({step(s, {text.ids[i]}, 0)});
+    text.guesses.push_back(model.draft({{s, text.ids[i + 1]}}, kDepth)[0]);
+  }
+  model.free(s);
+}
+
 Text make_text(Model& model, int number) {
   Text text;
   const int64_t s = model.open(), t = model.open();
@@ -48,6 +61,7 @@ Text make_text(Model& model, int number) {
   text.beginning = model.fork(s, kShared);
   model.park(text.beginning);
   model.free(s);
+  if (model.config().multi_token) add_guesses(model, text);
   return text;
 }
 
@@ -74,7 +88,7 @@ class Caller {
   };
 
   void act() {
-    switch (below(8)) {
+    switch (below(10)) {
       case 0:
         mine_.push_back({model_.open(), below(kTexts), 0});
         break;
@@ -95,6 +109,10 @@ class Caller {
       case 5:
         CHECK(model_.free_tokens() <= model_.config().max_pages * 16);
         CHECK(model_.used_tokens() > 0);  // the beginnings
+        break;
+      case 6:
+      case 7:
+        if (model_.config().multi_token) draft();
         break;
       default:
         advance();
@@ -149,6 +167,20 @@ class Caller {
     mine.length += rows;
   }
 
+  // Guesses for all that can have some; those of one text share pages, and a prompt may take several calls.
+  void draft() {
+    std::vector<DraftInput> batch;
+    std::vector<const Mine*> asked;
+    for (const Mine& mine : mine_) {
+      if (mine.length == 0 || mine.length >= kLength) continue;
+      batch.push_back({mine.id, texts_[mine.text].ids[mine.length]});
+      asked.push_back(&mine);
+    }
+    const auto guesses = model_.draft(batch, kDepth);
+    for (size_t i = 0; i < batch.size(); ++i)
+      CHECK(guesses[i].empty() || guesses[i] == texts_[asked[i]->text].guesses[asked[i]->length - 1]);
+  }
+
   size_t below(size_t limit) { return std::uniform_int_distribution<size_t>(0, limit - 1)(random_); }
 
   Model& model_;
@@ -159,6 +191,7 @@ class Caller {
 
 Config tight(bool moe) {
   Config c = small(moe);
+  c.multi_token = moe;
   c.precision = Precision::int8;
   c.max_sequences = 10, c.max_pages = 24;  // both run out
   c.max_step_tokens = kChunk * c.max_sequences;

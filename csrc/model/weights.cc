@@ -53,7 +53,7 @@ void check_same_input(const Layer& layer, const FeedForward& added) {
 Weights::Weights(const Config& config, const Kernels& kernels, ThreadPool& pool)
     : config_(config), kernels_(kernels), pool_(pool), layers_(config.kv_layers()) {
   for (size_t i = 0; i < config.layers; ++i) {
-    layers_[i].moe = i < config.layers && config.moe_layers[i];
+    layers_[i].moe = config.moe_layers[i];
     if (layers_[i].moe) layers_[i].experts.resize(config.experts);
   }
   name_slots();

@@ -10,6 +10,7 @@ from typing import Any
 
 import ernie_accel as ea
 from ernie_accel.backends.mock import KV_BYTES_PER_TOKEN, MockOptions
+from ernie_accel.engine.options import Speculation
 from ernie_accel.testing import synthetic, tiny_config
 
 VOCAB = 128
@@ -39,21 +40,29 @@ class Alone:
 
 
 def load(kind: str, **options: Any) -> ea.Model:
-    """Load a tiny model: ``mock``, or ``native`` with experts or without."""
+    """Load a tiny model: ``mock``, or ``native`` with experts or without, or with multi-token prediction too."""
     if kind == "mock":
         checkpoint = synthetic(tiny_config(vocab_size=VOCAB))
         return ea.Model.load(
             checkpoint, backend="mock", backend_options=MockOptions(certainty=0.5), **options
         )
-    checkpoint = synthetic(tiny_config(moe=kind == "native-moe", vocab_size=VOCAB))
+    layers = int(kind == "native-mtp")
+    checkpoint = synthetic(
+        tiny_config(moe=kind != "native", vocab_size=VOCAB, num_nextn_predict_layers=layers)
+    )
     return ea.Model.load(checkpoint, backend="native", precision="int8", **options)
+
+
+def guessing(kind: str) -> Speculation:
+    """How a model of this kind guesses."""
+    return "mtp" if kind == "native-mtp" else "lookup"
 
 
 def kv_limit(kind: str, tokens: int) -> int:
     """Bytes of KV memory for so many tokens."""
     if kind == "mock":
         return KV_BYTES_PER_TOKEN * tokens
-    with load(kind, memory_limit=1 << 20) as model:
+    with load(kind, memory_limit=1 << 20, engine=ea.EngineOptions(speculation=guessing(kind))) as model:
         gauges = model.metrics().gauges
         return (1 << 20) * tokens // (gauges["kv_free_tokens"] + gauges["kv_used_tokens"])
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 import ernie_accel as ea
-from tests.load.asking import ROOM, Alone, Ask, asked, drawn, is_beginning, kv_limit, load
+from tests.load.asking import ROOM, Alone, Ask, asked, drawn, guessing, is_beginning, kv_limit, load
 from tests.load.test_threads import KINDS
 
 THREADS = 6
@@ -231,7 +231,7 @@ def _look_behind(model: ea.Model) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_hundred_random_requests(kind: str) -> None:
-    options = ea.EngineOptions(queue_size=8, speculation="lookup")
+    options = ea.EngineOptions(queue_size=8, speculation=guessing(kind))
     _stress(kind, options, requests=40, count=25, seed=1)
 
 
@@ -241,7 +241,7 @@ def test_a_few_hundred_random_requests(kind: str) -> None:
 def test_thousands_of_random_requests(kind: str, step_tokens: int | None) -> None:
     options = ea.EngineOptions(
         queue_size=16,
-        speculation="lookup",
+        speculation=guessing(kind),
         step_tokens=step_tokens,
         latency_target=0.002 if step_tokens is None else None,
     )

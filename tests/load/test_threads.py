@@ -7,8 +7,7 @@ import threading
 import pytest
 
 import ernie_accel as ea
-from ernie_accel.engine.options import Speculation
-from tests.load.asking import ROOM, Alone, Ask, asked, drawn, kv_limit, load
+from tests.load.asking import ROOM, Alone, Ask, asked, drawn, guessing, kv_limit, load
 
 KINDS = (
     "mock",
@@ -19,7 +18,7 @@ KINDS = (
                 not ea.backends()["native"].ok, reason="the native backend cannot run here"
             ),
         )
-        for kind in ("native", "native-moe")
+        for kind in ("native", "native-moe", "native-mtp")
     ),
 )
 THREADS = 32
@@ -27,8 +26,8 @@ EACH = 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("speculation", ["off", "lookup"])
-def test_each_of_32_threads_gets_what_it_would_get_alone(kind: str, speculation: Speculation) -> None:
+@pytest.mark.parametrize("guesses", [False, True])
+def test_each_of_32_threads_gets_what_it_would_get_alone(kind: str, guesses: bool) -> None:
     asks, expected = asked(kind, seed=32, count=THREADS * EACH)
     wrong: list[int] = []
     failures: list[BaseException] = []
@@ -42,7 +41,7 @@ def test_each_of_32_threads_gets_what_it_would_get_alone(kind: str, speculation:
         except BaseException as error:
             failures.append(error)
 
-    options = ea.EngineOptions(speculation=speculation)
+    options = ea.EngineOptions(speculation=guessing(kind) if guesses else "off")
     with load(kind, engine=options, memory_limit=kv_limit(kind, 12 * ROOM), max_batch=16) as model:
         together = threading.Barrier(THREADS)
         threads = [threading.Thread(target=run, args=(model, i, together)) for i in range(THREADS)]
@@ -56,7 +55,7 @@ def test_each_of_32_threads_gets_what_it_would_get_alone(kind: str, speculation:
         metrics = model.metrics()
         assert metrics.counters["cached_tokens"] > 0
         assert metrics.histograms["batch_size"].mean > 2
-        assert (metrics.counters["drafted_tokens"] > 0) == (speculation == "lookup")
+        assert (metrics.counters["drafted_tokens"] > 0) == guesses
         model.clear_cache()
         assert model.metrics().gauges["kv_used_tokens"] == 0
 

@@ -352,6 +352,9 @@ def test_a_grammar_is_worked_out_off_the_event_loop(
         assert "".join([chunk.text async for chunk in stream]) in ("ab", "cd")
         with pytest.raises(ea.ArgumentError, match="json_schema="):
             await native.agenerate("x", json_schema={"type": "strin"})
+        mistaken = native.astream("x", json_schema={"type": "strin"})
+        with pytest.raises(ea.ArgumentError, match="json_schema="):
+            await anext(mistaken)
 
     asyncio.run(main())
     assert native.metrics().gauges["running"] == native.metrics().gauges["waiting"] == 0
