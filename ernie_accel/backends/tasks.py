@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import heapq
 import itertools
 import math
@@ -36,6 +37,9 @@ from ernie_accel.types import Score
 __all__ = ["TaskEngine"]
 
 T = TypeVar("T")
+
+_TIMEOUTS = TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError
+"""One class from Python 3.11 on."""
 
 CLOSING_SECONDS = 10.0
 """How long ``close`` waits for tasks that were cancelled."""
@@ -175,7 +179,7 @@ class TaskEngine(ABC):
         future = asyncio.run_coroutine_threadsafe(answer, self._loop)
         try:
             return future.result(timeout)
-        except (TimeoutError, asyncio.TimeoutError):
+        except _TIMEOUTS:
             future.cancel()
             return None
 

@@ -73,7 +73,7 @@ class Workload:
 def workloads(
     prefill: Sequence[int], decode: Sequence[int], batch: Sequence[int], request: Sequence[int] = ()
 ) -> list[Workload]:
-    """Return one workload for each length of a request's prompt and of a prompt, and for each pair of context and batch."""
+    """Return one workload for each length of a request's prompt and of a prompt, and for each context and batch."""
     whole = [Workload(measures="request", context=length, steps=MANY_STEPS) for length in request]
     reading = [Workload(measures="prefill", context=length) for length in prefill]
     writing = [

@@ -42,13 +42,19 @@ def write_graph(
 
 
 def write_onnx(
-    builder: OnnxBuilder, directory: Path, progress: Progress | None = None, *, one_file: int = ONE_FILE
+    builder: OnnxBuilder,
+    directory: Path,
+    progress: Progress | None = None,
+    *,
+    one_file: int = ONE_FILE,
+    stage: str = "export",
 ) -> str:
     """Write ``model.onnx``, and ``model.onnx.data`` where more than ``one_file`` bytes would be in it.
 
-    Returns the name of the main file. Raises OSError where the disk refuses.
+    ``stage`` is what ``progress`` is told it is. Returns the name of the main file. Raises OSError where the disk
+    refuses.
     """
-    counted = _Counted(sum(stored.nbytes for stored in builder.stored.values()), progress)
+    counted = _Counted(sum(stored.nbytes for stored in builder.stored.values()), progress, stage)
     if counted.total < one_file:
         _write_one(builder, directory / MODEL_NAME, counted)
     else:
@@ -59,8 +65,8 @@ def write_onnx(
 class _Counted:
     """Makes arrays, checks them and reports how far it is."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.total, self._done, self._progress = total, 0, progress
+    def __init__(self, total: int, progress: Progress | None, stage: str) -> None:
+        self.total, self._done, self._progress, self._stage = total, 0, progress, stage
 
     def load(self, stored: Stored) -> npt.NDArray[Any]:
         values = np.ascontiguousarray(stored.load())
@@ -70,7 +76,7 @@ class _Counted:
             )
         self._done += stored.nbytes
         if self._progress is not None:
-            self._progress("export", self._done, self.total)
+            self._progress(self._stage, self._done, self.total)
         return values
 
 

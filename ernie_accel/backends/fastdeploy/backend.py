@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
+from ernie_accel import env
 from ernie_accel.architecture.config import ModelConfig
 from ernie_accel.backends.accelerator import accelerator_footprint
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions
@@ -77,7 +79,7 @@ class FastDeployBackend:
         report = self._machine(options, own)
         if directory is None or config is None:
             return report
-        found = machine.gpus()
+        found = machine.used(machine.gpus(), _needed(options, own), _named(options, own))
         more = needs.checkpoint_findings(directory, config, options, own, found)
         return Preflight(self.name, (*report.findings, *more))
 
@@ -111,12 +113,11 @@ class FastDeployBackend:
         return self._group(directory, config, options, own)
 
     def _machine(self, options: LoadOptions, own: FastDeployOptions) -> Preflight:
-        needed = launch.parallel(options, own, None) * own.data_parallel
-        found = needs.package_findings(
+        packages = needs.package_findings(
             machine.packages(own.python, own.environment), guided=own.guided_decoding
         )
-        findings = chain(needs.machine_findings(machine.gpus(), needed, own), found)
-        return Preflight(self.name, tuple(findings))
+        gpus = needs.machine_findings(machine.gpus(), _needed(options, own), own, _named(options, own))
+        return Preflight(self.name, tuple(chain(gpus, packages)))
 
     def _group(
         self, directory: Path, config: ModelConfig, options: LoadOptions, own: FastDeployOptions
@@ -164,6 +165,21 @@ def _own(options: LoadOptions) -> FastDeployOptions:
     if not isinstance(given, FastDeployOptions):
         raise ArgumentError(f"backend_options={given!r}: backend 'fastdeploy' takes FastDeployOptions")
     return given
+
+
+def _needed(options: LoadOptions, own: FastDeployOptions) -> int:
+    """How many GPUs a start takes."""
+    return launch.parallel(options, own, None) * own.data_parallel
+
+
+def _named(options: LoadOptions, own: FastDeployOptions) -> tuple[int, ...] | None:
+    """Numbers of the GPUs that it may take, None for all; names that are no numbers cannot be looked up."""
+    named = launch.devices(options.device).indices
+    if named is not None:
+        return named
+    variables = env.inherited(own.environment, interpreter=own.python or sys.executable)
+    parts = variables.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return tuple(map(int, parts)) if all(part.strip().isdecimal() for part in parts) else None
 
 
 def _precision(directory: Path, options: LoadOptions, own: FastDeployOptions) -> str:

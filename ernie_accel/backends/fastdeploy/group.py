@@ -66,8 +66,8 @@ class Group:
         log_variable: str | None = None,
         grace: float = GRACE_SECONDS,
     ) -> None:
-        self.logs = Path(tempfile.mkdtemp(prefix="ernie_accel-")) if logs is None else logs
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.logs = _directory(logs)
+        self._temporary = [self.logs] if logs is None else []
         mark = uuid.uuid4().hex
         further = {**environment, MARK: mark}
         if log_variable is not None:
@@ -93,16 +93,19 @@ class Group:
                     env=env.inherited(further, interpreter=worker[0]),
                     start_new_session=True,
                 )
-        except OSError as error:
+        except BaseException as error:
             os.close(self._lifeline)
-            raise BackendProcessError(f"the process group does not start: {error}") from error
+            self.socket.close()
+            _remove(self._temporary)
+            if isinstance(error, OSError):
+                raise BackendProcessError(f"the process group does not start: {error}") from error
+            raise
         finally:
             theirs.close()
             os.close(reading)
         self.pid = self._process.pid
-        self._temporary = logs is None
         self._end = weakref.finalize(
-            self, _end, self._process, self.socket, self._lifeline, mark, os.getpid()
+            self, _end, self._process, self.socket, self._lifeline, mark, os.getpid(), self._temporary
         )
 
     def exit_code(self) -> int | None:
@@ -133,6 +136,7 @@ class Group:
     def failure(self, what: str) -> BackendProcessError:
         """Return an error that says what happened, with exit code and log."""
         code, log = self.exit_code(), self.log()
+        self._temporary.clear()  # whoever reads the message may want to look there
         ended = "" if code is None else f" (it {_described(code)})"
         shown = "".join(f"\n  {line}" for line in log) or " it has written nothing"
         return BackendProcessError(
@@ -146,17 +150,39 @@ class Group:
             keep_logs: Leave a temporary directory.
             at_once: Give the worker no time to end by itself.
         """
-        first = self._end.alive
-        if first and at_once:
+        if keep_logs:
+            self._temporary.clear()
+        if self._end.alive and at_once:
             with contextlib.suppress(OSError):
                 os.write(self._lifeline, b"!")
         self._end()
-        if first and self._temporary and not keep_logs:
-            shutil.rmtree(self.logs, ignore_errors=True)
+
+
+def _directory(given: Path | None) -> Path:
+    try:
+        if given is None:
+            return Path(tempfile.mkdtemp(prefix="ernie_accel-"))
+        given.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendProcessError(
+            f"{given or tempfile.tempdir}: logs of the process group cannot go there: {error.strerror or error}; "
+            "give another directory: FastDeployOptions(log_directory=...)"
+        ) from error
+    return given
+
+
+def _remove(directories: list[Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _end(
-    process: subprocess.Popen[bytes], connection: socket.socket, lifeline: int, mark: str, owner: int
+    process: subprocess.Popen[bytes],
+    connection: socket.socket,
+    lifeline: int,
+    mark: str,
+    owner: int,
+    temporary: list[Path],
 ) -> None:
     """End the group; a forked child only forgets it."""
     if os.getpid() != owner:
@@ -171,6 +197,7 @@ def _end(
         process.kill()
         process.wait()
     _sweep(mark)
+    _remove(temporary)
 
 
 def _sweep(mark: str) -> None:

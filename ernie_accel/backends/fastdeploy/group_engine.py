@@ -104,7 +104,10 @@ def _events(group: Group, left: float) -> Iterator[Event | None]:
             if not selector.select(min(left, LOOK_SECONDS)):
                 left -= min(time.monotonic() - began, LOOK_SECONDS)
                 continue
-            read = group.socket.recv(65536)
+            try:
+                read = group.socket.recv(65536)
+            except ConnectionError:  # it ended before it had read what it was sent
+                return
             if not read:
                 return
             *lines, data = (data + read).split(b"\n")

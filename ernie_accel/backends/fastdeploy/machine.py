@@ -8,14 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ernie_accel import env
 from ernie_accel.backends.fastdeploy_packages import NAMES, Package, installed
 
-__all__ = ["Gpu", "Packages", "gpus", "packages", "port_is_free", "shared_memory"]
+__all__ = ["Gpu", "Packages", "gpus", "packages", "port_is_free", "shared_memory", "used"]
 
 LOOK_SECONDS = 30.0
 PADDLES = (
@@ -113,6 +113,13 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     found = (_gpu(line) for line in run.stdout.splitlines()) if run.returncode == 0 else ()
     return tuple(gpu for gpu in found if gpu is not None)
+
+
+def used(found: Sequence[Gpu], needed: int, named: Sequence[int] | None) -> tuple[Gpu, ...]:
+    """Return the GPUs that so many of a model's parts will be on: the first of those named, else of all."""
+    if named is None:
+        return tuple(found[:needed])
+    return tuple(gpu for index in named[:needed] for gpu in found if gpu.index == index)
 
 
 def is_linux_x86() -> bool:

@@ -110,8 +110,10 @@ def _pairing(fastdeploy: tuple[int, ...], paddle: tuple[str, str] | None) -> Fin
     return Finding("paddle", ok, f"{name} {number}.", advice)
 
 
-def machine_findings(found: Sequence[Gpu], needed: int, own: FastDeployOptions) -> Iterator[Finding]:
-    """System, GPUs, driver, ports and shared memory."""
+def machine_findings(
+    found: Sequence[Gpu], needed: int, own: FastDeployOptions, named: Sequence[int] | None = None
+) -> Iterator[Finding]:
+    """System, GPUs, driver, ports and shared memory; ``named``: numbers of the GPUs to use, None for the first."""
     linux = machine.is_linux_x86()
     yield Finding(
         "system",
@@ -128,15 +130,21 @@ def machine_findings(found: Sequence[Gpu], needed: int, own: FastDeployOptions) 
         )
         return
     names = ", ".join(f"{gpu.index}: {gpu.name}" for gpu in found)
-    enough = len(found) >= needed
-    advice = "" if enough else f"{needed} are needed: lower tensor_parallel or data_parallel."
-    yield Finding("gpu", enough, f"{names}.", advice)
+    missing = sorted(set(named or ()) - {gpu.index for gpu in found})
+    advice = f"{needed} are needed: lower tensor_parallel or data_parallel." if len(found) < needed else ""
+    if missing:
+        advice = f"There is no GPU {', '.join(map(str, missing))}: correct device or CUDA_VISIBLE_DEVICES."
+    yield Finding("gpu", not advice, f"{names}.", advice)
+    found = machine.used(found, needed, named)
+    if not found:
+        return
     other = [gpu for gpu in found if gpu.capability not in CAPABILITIES]
     yield Finding(
         "compute capability",
         not other,
         f"{', '.join(sorted({f'{gpu.capability / 10:g}' for gpu in found}))}.",
-        f"The wheels are for {', '.join(f'{c / 10:g}' for c in CAPABILITIES)}; others need a build from source."
+        f"The wheels are for {', '.join(f'{c / 10:g}' for c in CAPABILITIES)}; others need a build from source. "
+        "device='gpu:1' and so on chooses another GPU."
         if other
         else "",
     )

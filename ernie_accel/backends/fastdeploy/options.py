@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,7 +18,9 @@ Dialect = Literal["fastdeploy", "openai"]
 
 Loader = Literal["auto", "default_v1", "default", "dummy"]
 
-_REMOTE = ("model", "api_key", "dialect", "retries", "proxy", "ca_file", "metrics_endpoint")
+_REMOTE = (
+    *("model", "api_key", "dialect", "connect_timeout", "retries", "proxy", "ca_file", "metrics_endpoint"),
+)
 _GROUP = (
     *("python", "data_parallel", "expert_parallel", "memory_utilization", "block_size", "host_cache"),
     *("quantization", "loader", "start_timeout", "log_directory", "engine_arguments", "environment"),
@@ -102,6 +105,11 @@ class FastDeployOptions:
             raise ArgumentError(
                 f"memory_utilization={self.memory_utilization!r}: must be above 0 and at most 1"
             )
+        for name in ("model", "api_key", "proxy", "ca_file", "python", "quantization", "log_directory"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                shown = "" if name == "api_key" else f"={getattr(self, name)!r}"
+                raise ArgumentError(f"{name}{shown}: must be a string, or None")
+        _check_mappings(self.engine_arguments, self.environment)
         self._check_form()
 
     def _check_form(self) -> None:
@@ -132,6 +140,20 @@ def _check_url(name: str, value: object) -> None:
 def _check_seconds(name: str, value: object) -> None:
     if not _is_number(value) or not 0 < value < math.inf:  # type: ignore[operator]
         raise ArgumentError(f"{name}={value!r}: must be a number of seconds above 0")
+
+
+def _check_mappings(arguments: object, environment: object) -> None:
+    """What travels to another process has to be of the kinds that do."""
+    if not isinstance(environment, Mapping) or not all(
+        isinstance(part, str) for item in environment.items() for part in item
+    ):
+        raise ArgumentError(f"environment={environment!r}: must map names to strings")
+    try:
+        json.dumps(dict(arguments))  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"engine_arguments={arguments!r}: must map names to what JSON can say: {error}"
+        ) from error
 
 
 def _check_count(name: str, value: object, low: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from ernie_accel.architecture.config import ModelConfig
     from ernie_accel.types import Precision
 
-__all__ = ["DEFAULT_STEP_TOKENS", "StaticGraphBackend", "check_step_tokens", "choose_threads"]
+__all__ = [
+    "DEFAULT_STEP_TOKENS",
+    "StaticGraphBackend",
+    "check_graph_options",
+    "check_step_tokens",
+    "choose_threads",
+]
 
 DEFAULT_SEQUENCES = 32
 DEFAULT_STEP_TOKENS = 512
@@ -171,6 +178,17 @@ def choose_threads(threads: int | None) -> int:
     if not 1 <= threads <= 1024:
         raise ArgumentError(f"threads={threads}: must be from 1 to 1024")
     return threads
+
+
+def check_graph_options(checkpoint: ExportedCheckpoint, own: Any, names: Sequence[str]) -> None:
+    """Raise ArgumentError where options that say how a graph is written were given with one that is written."""
+    plain = type(own)()
+    given = [name for name in names if getattr(own, name) != getattr(plain, name)]
+    if given:
+        raise ArgumentError(
+            f"{', '.join(given)}: {checkpoint.directory} holds a graph that was written without that; leave it out, or "
+            "load the checkpoint that it was made of"
+        )
 
 
 def check_step_tokens(tokens: object) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class EngineCache:
         if self._exists and not foreign:
             self._check()
         if not self._exists:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._told():
+                self._file.parent.mkdir(parents=True, exist_ok=True)
 
     @property
     def path(self) -> str:
@@ -50,13 +51,23 @@ class EngineCache:
         if self._exists or not self._partial.exists():
             return
         text = json.dumps(self._made_of, indent=1).encode()
-        replace_file(self._note, lambda stream: stream.write(text))
-        os.replace(self._partial, self._file)
+        with self._told():
+            replace_file(self._note, lambda stream: stream.write(text))
+            os.replace(self._partial, self._file)
 
     def discard(self) -> None:
         """Remove what a failed building left."""
         with suppress(OSError):
             self._partial.unlink()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ArgumentError(
+                f"cache_file={str(self._file)!r}: cannot be written: {error.strerror or error}; name another file"
+            ) from error
 
     def _check(self) -> None:
         try:

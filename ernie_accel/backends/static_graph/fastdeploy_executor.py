@@ -9,7 +9,7 @@ import numpy as np
 
 from ernie_accel.backends.static_graph.executor import Array, ExecutorInfo
 from ernie_accel.backends.static_graph.worker import Worker
-from ernie_accel.errors import BackendError
+from ernie_accel.errors import CapacityError
 from ernie_accel.export.signature import Signature
 
 __all__ = ["ChildExecutor", "ShapeCheck", "Shapes"]
@@ -73,9 +73,6 @@ class ChildExecutor:
             inputs=[self._entry(name, values) for name, values in shared.items()],
             outputs=[self._entry(name, values) for name, values in outputs.items()],
         )
-        for name, values in outputs.items():
-            if not np.isfinite(values).all():
-                raise BackendError(f"{self._info.engine}: the output {name!r} holds NaN or infinity")
         return {name: values.copy() for name, values in outputs.items()}
 
     def close(self) -> None:
@@ -106,7 +103,12 @@ class ChildExecutor:
         held = self._scratch.get(name)
         if held is None or held.size < count or held.dtype != np.dtype(dtype):
             size = max(count, 2 * held.size) if held is not None else count
-            held = self._scratch[name] = self._worker.memory.zeros((size,), dtype)
+            try:
+                held = self._scratch[name] = self._worker.memory.zeros((size,), dtype)
+            except MemoryError as error:
+                raise CapacityError(
+                    f"a step's {name}: {error}; lower max_step_tokens or max_batch"
+                ) from error
         return held[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
 
     def _entry(self, name: str, values: Array) -> list[Any]:

@@ -95,7 +95,8 @@ def _check_range(name: str, shapes: object) -> None:
         raise ArgumentError(f"profile: {name!r} must be one of {', '.join(RANKS)}")
     wanted = (
         f"profile[{name!r}]={shapes!r}: must be three shapes of {RANKS[name]} numbers of at least 1 each, "
-        "least, best and greatest, none greater than the next"
+        "least, best and greatest, none greater than the next, the least all 1: steps of one token, and without "
+        "any before them, come with every text"
     )
     if not isinstance(shapes, Sequence) or len(shapes) != 3:
         raise ArgumentError(wanted)
@@ -104,5 +105,7 @@ def _check_range(name: str, shapes: object) -> None:
         if not whole or len(shape) != RANKS[name]:
             raise ArgumentError(wanted)
     least, best, greatest = shapes
-    if not all(a <= b <= c for a, b, c in zip(least, best, greatest, strict=True)):
+    if any(n != 1 for n in least) or not all(
+        a <= b <= c for a, b, c in zip(least, best, greatest, strict=True)
+    ):
         raise ArgumentError(wanted)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ernie_accel import env, system
+from ernie_accel import system
 from ernie_accel.backends.base import Availability, LoadOptions
 from ernie_accel.backends.static_graph import interpreter
-from ernie_accel.backends.static_graph.backend import StaticGraphBackend
+from ernie_accel.backends.static_graph.backend import StaticGraphBackend, choose_threads
 from ernie_accel.backends.static_graph.executor import ExecutorInfo
 from ernie_accel.backends.static_graph.fastdeploy_executor import ChildExecutor, ShapeCheck
 from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRuntimeOptions
@@ -25,7 +26,7 @@ from ernie_accel.backends.static_graph.interpreter import Interpreter
 from ernie_accel.backends.static_graph.worker import Worker
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.exported import ExportedCheckpoint
-from ernie_accel.errors import ArgumentError, BackendUnavailableError, UnsupportedError
+from ernie_accel.errors import BackendError, BackendUnavailableError, CapacityError, UnsupportedError
 from ernie_accel.export.signature import Signature
 
 __all__ = ["FastDeployBackend", "FastDeployOpenVinoBackend", "FastDeployOrtBackend", "Special"]
@@ -64,6 +65,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
 
     def available_for(self, options: LoadOptions) -> Availability:
         """As ``available``, for the interpreter that the options name."""
+        own = self._own(options)
         if sys.platform == "win32":
             return Availability(
                 False, "FastDeploy is run in a child process over a Unix socket.", "Use Linux."
@@ -72,7 +74,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
             reason = "The package onnx, which writes the graph, is not installed."
             return Availability(False, reason, "Run: pip install 'ernie-accel[export]'")
         try:
-            found = interpreter.find(self._own(options).python)
+            found = interpreter.find(own.python)
         except BackendUnavailableError as error:
             message = str(error)
             return Availability(False, f"{message[0].upper()}{message[1:]}.", "Name another interpreter.")
@@ -87,7 +89,10 @@ class FastDeployBackend(StaticGraphBackend[Any]):
             raise BackendUnavailableError(f"backend {self.name!r}: {answer.reason} {answer.next_step}")
         settings = self._settings(signature, options)
         check = self._shape_check(signature, own)
-        worker = Worker(found.path, self.name, self._environment(found, signature), ERROR_MARK)
+        try:
+            worker = Worker(found.path, self.name, self._environment(found, signature), ERROR_MARK)
+        except MemoryError as error:
+            raise CapacityError(f"backend {self.name!r}: {error}") from error
         try:
             info = self._load(worker, checkpoint, signature, settings, options, own)
         except BaseException:
@@ -106,8 +111,8 @@ class FastDeployBackend(StaticGraphBackend[Any]):
     ) -> ExecutorInfo:
         """Write the graph while the child imports FastDeploy, and have it loaded."""
         worker.begin("import fastdeploy", op="start")
-        with tempfile.TemporaryDirectory(prefix="ernie_accel-") as folder:
-            path = self._graph(Path(folder), checkpoint, signature, options)
+        with _scratch() as folder:
+            path = self._graph(folder, checkpoint, signature, options)
             found = worker.finish("import fastdeploy", own.load_timeout)
             special = self._special(path, signature, own)
             request = {"runtime": self.runtime, "model": str(path), **settings, **special.settings}
@@ -144,16 +149,16 @@ class FastDeployBackend(StaticGraphBackend[Any]):
         graph = replace(signature, precision=self._graph_precision(signature.precision))
         builder = make_builder(graph.precision, groups_rows=GROUPS_ROWS)
         write_step(builder, StepWeights(checkpoint, checkpoint.config), graph)
-        return folder / write_onnx(builder, folder, options.progress)
+        try:
+            return folder / write_onnx(builder, folder, options.progress, stage="load")
+        except OSError as error:
+            raise _no_room(str(folder), error) from error
 
     def _settings(self, signature: Signature, options: LoadOptions) -> dict[str, Any]:
         """Return device and threads, as ``child.Server.open`` takes them."""
         if options.device not in (None, "cpu"):
             raise UnsupportedError(f"device={options.device!r}: backend {self.name!r} runs on the cpu")
-        threads = options.threads or env.threads() or system.available_threads()
-        if threads > 1024:
-            raise ArgumentError(f"threads={threads}: must be from 1 to 1024")
-        return {"threads": threads}
+        return {"threads": choose_threads(options.threads)}
 
     def _environment(self, found: Interpreter, signature: Signature) -> dict[str, str]:
         return interpreter.environment(found.path)
@@ -172,6 +177,24 @@ class FastDeployBackend(StaticGraphBackend[Any]):
 
     def _shape_check(self, signature: Signature, own: Any) -> ShapeCheck | None:
         return None
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory that is removed at the end of the block."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="ernie_accel-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _no_room("no directory for temporary files", error) from error
+    with made as folder:
+        yield Path(folder)
+
+
+def _no_room(where: str, error: OSError) -> BackendError:
+    return BackendError(
+        f"{where}: the graph cannot be written: {error.strerror or error}; name a directory with more room in TMPDIR, "
+        "or load what 'ernie-accel export' wrote"
+    )
 
 
 class FastDeployOrtBackend(FastDeployBackend):

@@ -106,6 +106,7 @@ def find(python: str | os.PathLike[str] | None) -> Interpreter:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=PROBE_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -14,6 +14,7 @@ from ernie_accel.backends.base import Availability, LoadOptions
 from ernie_accel.backends.static_graph.backend import (
     DEFAULT_STEP_TOKENS,
     StaticGraphBackend,
+    check_graph_options,
     check_step_tokens,
     choose_threads,
 )
@@ -99,6 +100,7 @@ class OnnxRuntimeBackend(StaticGraphBackend[OnnxRuntimeOptions]):
         threads = choose_threads(options.threads)
         opener = _Opener(_session_options(own, threads), _providers(options.device))
         if isinstance(checkpoint, ExportedCheckpoint):
+            check_graph_options(checkpoint, own, ("fusions", "int8_block"))
             session = opener.from_file(checkpoint)
         else:
             session = opener.from_weights(checkpoint, signature, own, options.progress)
@@ -192,7 +194,7 @@ def _session_options(own: OnnxRuntimeOptions, threads: int) -> Any:
 
 def _providers(device: str | None) -> list[Any]:
     kind, _, number = (device or "cpu").partition(":")
-    if kind not in PROVIDERS or not (number.isdigit() or not number):
+    if kind not in PROVIDERS or (number and (kind == "cpu" or not number.isdigit())):
         raise UnsupportedError(
             f"device={device!r}: backend 'onnxruntime' has {', '.join(PROVIDERS)}, and cuda:1 for the second of several"
         )
@@ -202,7 +204,7 @@ def _providers(device: str | None) -> list[Any]:
             f"device={device!r}: this build of onnxruntime has {', '.join(here)}; install onnxruntime-gpu instead of "
             "onnxruntime, or use device='cpu'"
         )
-    settings = {"device_id": number} if number and kind != "cpu" else {}
+    settings = {"device_id": number} if number else {}
     return [(name, {} if name.startswith("CPU") else settings) for name in PROVIDERS[kind]]
 
 

@@ -13,13 +13,14 @@ import numpy as np
 from ernie_accel.architecture.counts import parameter_counts
 from ernie_accel.architecture.split import Division, check_division
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions
-from ernie_accel.backends.static_graph.backend import StaticGraphBackend, choose_threads
+from ernie_accel.backends.static_graph.backend import StaticGraphBackend, check_graph_options, choose_threads
 from ernie_accel.backends.static_graph.executor import Array, Executor, ExecutorInfo
 from ernie_accel.backends.static_graph.paddle_group import PaddleGroupExecutor, group_signature, write_parts
 from ernie_accel.backends.static_graph.paddle_settings import (
     PaddleOptions,
     Profile,
     Target,
+    check_device_options,
     make_config,
     to_tensorrt,
 )
@@ -80,6 +81,7 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
         target = Target.of(paddle, options.device, signature.precision, choose_threads(options.threads))
         if own.tensorrt and target.device != "gpu":
             raise UnsupportedError("tensorrt=True: TensorRT runs on a GPU; set device='gpu' too")
+        check_device_options(own, target)
         profile: tuple[Profile, Profile, Profile] | None = None
         with tempfile.TemporaryDirectory(prefix="ernie-accel-paddle-") as folder:
             scratch = Path(folder)
@@ -161,6 +163,7 @@ class PaddleExecutor:
             engine=f"Paddle Inference {paddle.__version__}",
             empty_rows=False,  # oneDNN refuses a product of no rows, and attention to no past
             empty_past=False,
+            max_sequences=None if profile is None else profile[2][0],
             details=details,
         )
 
@@ -219,6 +222,7 @@ def _program(
 ) -> Path:
     """The program's file: that of an exported directory, or one that is written to ``scratch`` now."""
     if isinstance(checkpoint, ExportedCheckpoint):
+        check_graph_options(checkpoint, own, ("fusions",))
         return checkpoint.graph_path("paddle")
     from ernie_accel.export.paddle_file import write_graph
 

@@ -15,7 +15,7 @@ from ernie_accel.errors import ArgumentError, BackendError, UnsupportedError
 from ernie_accel.export.signature import Signature
 from ernie_accel.export.step import Fusions
 
-__all__ = ["PaddleOptions", "Profile", "Target", "make_config", "to_tensorrt"]
+__all__ = ["PaddleOptions", "Profile", "Target", "check_device_options", "make_config", "to_tensorrt"]
 
 Profile = tuple[int, int, int]
 """Sequences, tokens of each, places of the past."""
@@ -60,6 +60,8 @@ class PaddleOptions:
                 raise ArgumentError(f"{name}={value!r}: must be a positive whole number")
         if self.tensorrt_profile is not None:
             _check_profile(self.tensorrt_profile)
+        if not self.tensorrt and (self.tensorrt_profile, self.tensorrt_workspace) != (None, 1 << 30):
+            raise ArgumentError("tensorrt_profile, tensorrt_workspace: belong to tensorrt=True; set that too")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Target:
         """Check what was asked for against what this Paddle and this machine have. Raises UnsupportedError."""
         kind, _, number = (device or "cpu").partition(":")
         kind = "gpu" if kind == "cuda" else kind
-        if kind not in ("cpu", "gpu") or not (number.isdigit() or not number):
+        if kind not in ("cpu", "gpu") or (number and (kind == "cpu" or not number.isdigit())):
             raise UnsupportedError(
                 f"device={device!r}: backend 'paddle' has cpu and gpu, and gpu:1 for the second of several"
             )
@@ -142,6 +144,7 @@ def to_tensorrt(
 ) -> tuple[Profile, Profile, Profile]:
     """Have Paddle's converter write ``converted``, in which TensorRT computes what it knows; return the profile."""
     profile = options.tensorrt_profile or ((1, 1, 1), _usual(limits), limits)
+    _check_covers(profile, limits)
     try:
         from paddle.tensorrt.export import Input, PrecisionMode, TensorRTConfig
     except ImportError as error:
@@ -184,21 +187,38 @@ def sample_inputs(signature: Signature, shape: Profile) -> Mapping[str, npt.NDAr
     }
 
 
+def check_device_options(options: PaddleOptions, target: Target) -> None:
+    """Raise ArgumentError for options that mean something on the other kind of device alone."""
+    plain = PaddleOptions()
+    other = {"cpu": "gpu_memory", "gpu": "onednn"}[target.device]
+    if getattr(options, other) != getattr(plain, other):
+        raise ArgumentError(
+            f"{other}={getattr(options, other)!r}: means nothing on the {target.device}; leave it out"
+        )
+
+
 def _usual(limits: Profile) -> Profile:
     return 1, 1, min(512, limits[2])
 
 
 def _check_profile(profile: object) -> None:
-    message = (
-        f"tensorrt_profile={profile!r}: must be three ascending (sequences, tokens, places), at least 1 each"
-    )
+    message = f"tensorrt_profile={profile!r}: must be three ascending (sequences, tokens, places), the least (1, 1, 1)"
     if not isinstance(profile, tuple) or len(profile) != 3:
         raise ArgumentError(message)
     for shape in profile:
         if not isinstance(shape, tuple) or len(shape) != 3 or not all(isinstance(n, int) for n in shape):
             raise ArgumentError(message)
-    if any(not 1 <= low <= usual <= high for low, usual, high in zip(*profile, strict=True)):
+    if any(not 1 == low <= usual <= high for low, usual, high in zip(*profile, strict=True)):
         raise ArgumentError(message)
+
+
+def _check_covers(profile: tuple[Profile, Profile, Profile], limits: Profile) -> None:
+    """Steps up to these limits will come, in the middle of answers; only more sequences can be divided."""
+    if any(high < limit for high, limit in zip(profile[2][1:], limits[1:], strict=True)):
+        raise ArgumentError(
+            f"tensorrt_profile: ends at (sequences, tokens, places) {profile[2]}, and steps come with up to "
+            f"{limits[1]} tokens and {limits[2]} places; widen it, or lower max_step_tokens and max_context"
+        )
 
 
 def _check_gpu(paddle: Any, device: str | None, number: int) -> None:

@@ -122,22 +122,28 @@ class StaticGraphRunner(SequenceRunner[CachedSequence]):
             **dict(zip(self._signature.past_names, call.past, strict=True)),
         }
         outputs = self._executor.run(inputs)
-        self._check(call, outputs)
+        self._check(call, inputs, outputs)
         return outputs
 
     def _wanted(self, call: _Call, output: str) -> npt.NDArray[np.int64]:
         rows = call.flat_rows(output)
         return rows if len(rows) or self._executor.info.empty_rows else np.zeros(1, np.int64)
 
-    def _check(self, call: _Call, outputs: Mapping[str, Array]) -> None:
-        """A foreign engine that answers in another shape must not corrupt the cache."""
-        s = self._signature
-        wanted = (2 * s.layers, call.count, s.kv_heads, call.width, s.head_dim)
-        found = outputs["new"].shape
-        if found != wanted:
-            raise BackendError(
-                f"{self._executor.info.engine}: new keys and values have shape {found}, expected {wanted}"
-            )
+    def _check(self, call: _Call, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """A foreign engine that answers in another shape, or with no numbers, must not corrupt the cache."""
+        s, engine = self._signature, self._executor.info.engine
+        wanted = {
+            "logits": (len(inputs["logit_rows"]), s.vocab_size),
+            "hidden": (len(inputs["hidden_rows"]), s.hidden_size),
+            "new": (2 * s.layers, call.count, s.kv_heads, call.width, s.head_dim),
+        }
+        for name, shape in wanted.items():
+            if outputs[name].shape != shape:
+                raise BackendError(
+                    f"{engine}: the output {name!r} has shape {outputs[name].shape}, expected {shape}"
+                )
+            if not np.isfinite(outputs[name]).all():
+                raise BackendError(f"{engine}: the output {name!r} holds NaN or infinity")
 
 
 def _append(call: _Call, new: Array) -> None:

@@ -37,6 +37,10 @@ class TensorRTBackend(FastDeployBackend):
 
     def _settings(self, signature: Signature, options: LoadOptions) -> dict[str, Any]:
         own: TensorRTOptions = self._own(options)
+        if options.threads is not None:
+            raise UnsupportedError(
+                f"threads={options.threads}: backend 'tensorrt' computes on a GPU; leave it out"
+            )
         if signature.precision == "int8" and (own.cache_file is None or not Path(own.cache_file).exists()):
             raise UnsupportedError(
                 f"precision='int8' with cache_file={own.cache_file!r}: FastDeploy 1.x runs an int8 engine but cannot "
@@ -93,7 +97,7 @@ class TensorRTBackend(FastDeployBackend):
 
 def engine_profile(signature: Signature, own: TensorRTOptions) -> Profile:
     """Return the ranges of all inputs, which follow from those of ``input_ids`` and ``past_length``."""
-    rows = (1, own.ids[1][0], own.max_step_tokens)
+    rows = (1, min(own.ids[1][0], own.max_step_tokens), own.max_step_tokens)
     least, best, greatest = (
         _shapes(signature, *sizes) for sizes in zip(own.ids, own.past, rows, strict=True)
     )

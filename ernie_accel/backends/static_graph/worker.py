@@ -132,7 +132,7 @@ class Worker:
             answer = self._receive(time.monotonic() + seconds)
         except TimeoutError:
             raise self._lost(f"did not {what} within {seconds:g} s and was ended") from None
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):  # gone, or what it says is no message
             raise self._lost(f"ended while it was to {what}") from None
         except BaseException:
             self.close()  # an answer that nobody waits for would be taken for that of the next request

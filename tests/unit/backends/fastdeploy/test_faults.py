@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 
 from ernie_accel.backends.base import Step
 from ernie_accel.backends.static_graph.fastdeploy_executor import ChildExecutor
+from ernie_accel.backends.static_graph.memory import SharedMemory
 from ernie_accel.backends.static_graph.runner import StaticGraphRunner
-from ernie_accel.errors import BackendError, BackendProcessError, ClosedError
+from ernie_accel.errors import BackendError, BackendProcessError, CapacityError, ClosedError
 from tests.unit.backends.fastdeploy.fake import Fake
 
 SECONDS = 20.0
@@ -180,6 +182,40 @@ def test_a_child_that_talks_is_listened_to(fake: Fake) -> None:
     seq = runner.open()
     for token in range(8):
         assert step(runner, seq, [token]).argmax() == token + 1
+
+
+def test_an_answer_that_is_no_message_is_an_error_of_ours(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = fake.open()
+    worker = runner._executor._worker  # type: ignore[attr-defined]
+    monkeypatch.setattr(worker, "_read", lambda count, deadline: bytes(3) + b"\2" if count == 4 else b"no")
+    seq = runner.open()
+    for _ in range(2):
+        with pytest.raises(BackendProcessError, match="compute a step"):
+            step(runner, seq, [5])
+    wait_until_gone(worker.pid)
+
+
+def test_shared_memory_that_is_used_up_is_a_capacity_error(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise MemoryError("8 bytes of shared memory are not to be had")
+
+    runner = fake.open()
+    monkeypatch.setattr(SharedMemory, "zeros", none)
+    with pytest.raises(CapacityError, match="not to be had"):
+        step(runner, runner.open(), [5])
+    monkeypatch.setattr(SharedMemory, "__init__", none)
+    with pytest.raises(CapacityError, match="backend 'fastdeploy-ort': 8 bytes"):
+        fake.open()
+
+
+def test_no_room_for_the_graph_says_where(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(fake.folder / "nowhere"))
+    with pytest.raises(BackendError, match=r"the graph cannot be written.*TMPDIR"):
+        fake.open()
 
 
 def test_a_python_that_is_none(fake: Fake) -> None:

@@ -113,6 +113,23 @@ def test_tensorrt_computes_within_its_profile(gpu: Fake) -> None:
     assert [int(a.logits.argmax()) for a in answers if a.logits is not None] == [8, 9, 10]
 
 
+def test_ranges_ascend_where_steps_are_small(gpu: Fake) -> None:
+    gpu.open(TensorRT(), max_step_tokens=8)
+    shapes = {name: sizes for name, *sizes in gpu.told_of("set_shape")}
+    assert shapes["logit_rows"] == [[1], [8], [8]]
+
+
+def test_threads_mean_nothing_on_a_gpu(gpu: Fake) -> None:
+    with pytest.raises(UnsupportedError, match="threads=2: backend 'tensorrt'"):
+        gpu.open(TensorRT(), threads=2)
+
+
+def test_a_place_for_the_engine_that_cannot_be_written(gpu: Fake) -> None:
+    (gpu.folder / "file").write_text("")
+    with pytest.raises(ArgumentError, match=r"cache_file=.*cannot be written"):
+        gpu.open(TensorRT(), cache_file=gpu.folder / "file/engine.trt")
+
+
 def test_fp32(gpu: Fake) -> None:
     gpu.open(TensorRT(), precision="fp32")
     assert gpu.told_of("enable_fp16") == [[False]]
@@ -150,6 +167,8 @@ def test_a_context_beyond_the_profile_is_refused(gpu: Fake) -> None:
         {"input_ids": ((1, 1), (2, 2))},
         {"input_ids": ((0, 1), (2, 2), (3, 3))},
         {"input_ids": ((1, 4), (2, 2), (3, 3))},
+        {"input_ids": ((1, 2), (2, 2), (3, 3))},
+        {"past_length": ((2,), (2,), (3,))},
         {"past_length": ((1, 1), (2, 2), (3, 3))},
         {"input_ids": 7},
     ],

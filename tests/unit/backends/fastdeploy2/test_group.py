@@ -21,6 +21,8 @@ import pytest
 import ernie_accel as ea
 from ernie_accel.backends.base import LoadOptions
 from ernie_accel.backends.fastdeploy.backend import FastDeployBackend
+from ernie_accel.backends.fastdeploy.group import Group
+from ernie_accel.backends.fastdeploy.group_engine import _events
 from ernie_accel.testing import tiny_config
 from ernie_accel.testing.conformance.engines import ENGINE_CHECKS, EngineSubject
 from tests.unit.backends.fastdeploy2.conftest import Installation, environment, left_behind, linux, processes
@@ -390,6 +392,46 @@ def test_temporary_logs_are_kept_after_a_failure_alone(
     with pytest.raises(ea.BackendProcessError, match="ernie_accel-"):
         start()
     assert len(kept()) == 1
+
+
+def test_temporary_logs_go_with_a_model_that_is_dropped(
+    fastdeploy: Installation, checkpoint_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = fastdeploy.own(log_directory=None)
+    model = ea.Model.load(checkpoint_directory, backend="fastdeploy", backend_options=own, progress=False)
+    assert len(list(tmp_path.glob("ernie_accel-*"))) == 1
+    del model
+    gc.collect()
+    assert list(tmp_path.glob("ernie_accel-*")) == []
+
+
+def test_a_worker_that_ends_before_it_has_read_anything(tmp_path: Path) -> None:
+    group = Group([sys.executable, "-c", "import time; time.sleep(0.2)"], environment={}, logs=tmp_path)
+    group.send({"arguments": {}})
+    assert list(_events(group, 30.0)) == []
+    group.close()
+
+
+def test_a_place_for_logs_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ea.BackendProcessError, match="log_directory"):
+        Group([sys.executable], environment={}, logs=tmp_path / "file/logs")
+
+
+def test_a_group_that_does_not_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(ea.BackendProcessError, match="does not start"):
+        Group(["python"], environment={})
+    assert list(tmp_path.iterdir()) == []
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_it_cannot_do_names_who_can(load: Load) -> None:

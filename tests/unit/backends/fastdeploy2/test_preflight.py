@@ -133,6 +133,33 @@ def test_gpus(look: Look, fastdeploy: Installation, gpus: tuple[str, ...], name:
     assert word in f"{finding.found} {finding.next_step}"
 
 
+OTHERS = (
+    "0, NVIDIA T400, 7.5, 550.54, 2048, 10",
+    "1, NVIDIA H100, 9.0, 550.54, 81559, 81000",
+    "2, NVIDIA H100, 9.0, 550.54, 81559, 81000",
+)
+
+
+def test_only_the_gpus_that_will_be_used_are_looked_at(look: Look, fastdeploy: Installation) -> None:
+    fastdeploy.gpus(*OTHERS)
+    assert [fault.name for fault in look().faults] == ["compute capability", "gpu memory"]
+    assert "device='gpu:1'" in look()["compute capability"].next_step
+    assert look(device="gpu:1").ok
+    assert look(device="gpu:1,2", tensor_parallel=2).ok
+    assert [fault.name for fault in look(device="gpu:1,3", tensor_parallel=2).faults] == ["gpu"]
+    assert "There is no GPU 3" in look(device="gpu:3")["gpu"].next_step
+
+
+def test_visible_gpus_are_those_of_the_environment(
+    look: Look, fastdeploy: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastdeploy.gpus(*OTHERS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
+    assert look().ok
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8d1f0c7e")
+    assert not look().ok
+
+
 def test_a_context_that_would_fit_is_named(look: Look, fastdeploy: Installation) -> None:
     config = tiny_config(vocab_size=640, max_position_embeddings=1 << 20)
     weights = 1 << 20

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ernie_accel.backends.base import LoadOptions, Step
 from ernie_accel.backends.static_graph.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
+from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.errors import ArgumentError, BackendError, CapacityError, UnsupportedError
+from ernie_accel.export.step import Fusions
+from ernie_accel.exporting import export_graph
 from ernie_accel.testing.synthetic import synthetic
 from ernie_accel.testing.tiny import tiny_config
 
@@ -72,7 +76,8 @@ def test_options_check_themselves(options: dict[str, Any], message: str) -> None
             "device='tpu': backend 'onnxruntime' has cpu, gpu, cuda, tensorrt",
         ),
         ({"device": "cuda:x"}, UnsupportedError, "cuda:1 for the second"),
-        ({"precision": "int4"}, UnsupportedError, "precision='int4'.*offered by native"),
+        ({"device": "cpu:1"}, UnsupportedError, "device='cpu:1'"),
+        ({"precision": "int4"}, UnsupportedError, "precision='int4'.*offered by .*native"),
         ({"precision": "fp16"}, UnsupportedError, "would convert to fp32; use fp32"),
         ({"kv_precision": "int8"}, UnsupportedError, "keeps keys and values in fp32"),
         ({"tensor_parallel": 2}, UnsupportedError, "cannot be split; use 1"),
@@ -127,6 +132,18 @@ def test_progress_counts_the_weights() -> None:
     open_tiny(progress=lambda *args: seen.append(args)).close()
     assert seen[-1][0] == "load"
     assert seen[-1][1] == seen[-1][2] > 0
+
+
+def test_a_written_graph_takes_no_options_of_its_writing(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra onnxruntime is not installed")
+    with synthetic(tiny_config()) as checkpoint:
+        export_graph(checkpoint, tmp_path / "graph", progress=False)
+    for own in (OnnxRuntimeOptions(int8_block=64), OnnxRuntimeOptions(fusions=Fusions(qkv=False))):
+        with (
+            open_checkpoint(tmp_path / "graph") as exported,
+            pytest.raises(ArgumentError, match="leave it out"),
+        ):
+            OnnxRuntimeBackend().open(exported, LoadOptions(backend_options=own))
 
 
 def test_the_estimate_counts_both_keys_and_values() -> None:

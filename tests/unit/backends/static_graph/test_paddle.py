@@ -17,7 +17,13 @@ from ernie_accel import PaddleOptions, system
 from ernie_accel.backends.base import LoadOptions, Step
 from ernie_accel.backends.static_graph import paddle as backend_module
 from ernie_accel.backends.static_graph.paddle import PaddleBackend
-from ernie_accel.backends.static_graph.paddle_settings import Target, make_config, sample_inputs, to_tensorrt
+from ernie_accel.backends.static_graph.paddle_settings import (
+    Target,
+    check_device_options,
+    make_config,
+    sample_inputs,
+    to_tensorrt,
+)
 from ernie_accel.errors import ArgumentError, BackendError, UnsupportedError
 from ernie_accel.export.paddle_package import installed_version
 from ernie_accel.export.signature import Signature
@@ -85,6 +91,9 @@ def test_an_old_version_is_said_with_the_next_step(monkeypatch: pytest.MonkeyPat
         {"tensorrt_profile": ((1, 1, 1), (1, 1, 1))},
         {"tensorrt_profile": ((1, 1, 1), (4, 1, 1), (2, 8, 8))},
         {"tensorrt_profile": ((0, 1, 1), (1, 1, 1), (2, 8, 8))},
+        {"tensorrt_profile": ((1, 2, 1), (1, 2, 1), (2, 8, 8))},
+        {"tensorrt_profile": ((1, 1, 1), (1, 1, 1), (2, 8, 8)), "tensorrt": False},
+        {"tensorrt_workspace": 5},
     ],
 )
 def test_options_check_themselves(wrong: dict[str, Any]) -> None:
@@ -131,6 +140,7 @@ def test_devices(device: str) -> None:
         ("gpu:2", "fp32", 2, "Paddle sees 2 GPUs"),
         ("npu", "fp32", 0, "has cpu and gpu"),
         ("gpu:x", "fp32", 1, "has cpu and gpu"),
+        ("cpu:1", "fp32", 0, "has cpu and gpu"),
         ("cpu", "fp16", 0, "on a GPU only"),
     ],
 )
@@ -192,6 +202,26 @@ def test_tensorrt_is_given_the_profile_as_inputs(monkeypatch: pytest.MonkeyPatch
     shapes = {item.name: [sample.shape for sample in item.warmup_data] for item in config.inputs}
     assert shapes["ids"] == [(1, 1), (1, 1), (4, 16)]
     assert [shape[2] for shape in shapes["past_key_0"]] == [1, 64, 64]
+
+
+def test_a_profile_must_hold_the_steps_that_will_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, target = FakeConverter(monkeypatch), Target("gpu", 0, "fp16", threads=1)
+    profile = (1, 1, 1), (1, 1, 64), (2, 16, 64)
+    options = PaddleOptions(tensorrt=True, tensorrt_profile=profile)
+    scratch = Path("/scratch/new.json")
+    assert to_tensorrt(fake.paddle, PROGRAM, scratch, SIGNATURE, target, options, (32, 16, 64)) == profile
+    for limits in ((1, 17, 64), (1, 16, 65)):
+        with pytest.raises(ArgumentError, match="tensorrt_profile: ends at"):
+            to_tensorrt(fake.paddle, PROGRAM, scratch, SIGNATURE, target, options, limits)
+
+
+@pytest.mark.parametrize(
+    ("device", "own", "words"),
+    [("cpu", {"gpu_memory": 512}, "gpu_memory=512"), ("gpu", {"onednn": False}, "onednn=False")],
+)
+def test_options_of_the_other_device_are_refused(device: str, own: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{words}: means nothing on the {device}"):
+        check_device_options(PaddleOptions(**own), Target(device, 0, "fp32", threads=1))
 
 
 def test_a_converter_that_fails_or_is_missing_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:

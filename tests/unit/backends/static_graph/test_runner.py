@@ -27,6 +27,7 @@ class Recorder:
         self.calls: list[dict[str, Array]] = []
         self.fail_at = 0
         self.shorten = False
+        self.spoil: tuple[str, Any] | None = None
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return np.zeros(shape, dtype)
@@ -38,11 +39,15 @@ class Recorder:
         s, (count, width) = SIGNATURE, inputs["ids"].shape
         new = np.zeros((2 * s.layers, count, s.kv_heads, width, s.head_dim), np.float32)
         new += inputs["ids"][None, :, None, :, None]
-        return {
+        answers = {
             "logits": np.repeat(inputs["logit_rows"][:, None], s.vocab_size, axis=1).astype(np.float32),
             "hidden": np.repeat(inputs["hidden_rows"][:, None], s.hidden_size, axis=1).astype(np.float32),
             "new": new[:, :, :, : width - self.shorten],
         }
+        if self.spoil is not None:
+            name, change = self.spoil
+            answers[name] = change(answers[name])
+        return answers
 
     def close(self) -> None:
         self.calls.clear()
@@ -139,6 +144,22 @@ def test_a_step_that_fails_changes_nothing(shorten: bool) -> None:
         under_test.forward([Step(a, [4]), Step(b, [1] * 100)])
     assert (under_test.length(a), under_test.length(b)) == (3, 0)
     assert under_test.capacity() == before
+
+
+@pytest.mark.parametrize("output", ["logits", "hidden", "new"])
+def test_answers_of_another_shape_or_without_numbers_are_errors(output: str) -> None:
+    executor = Recorder()
+    under_test = runner(executor)
+    seq = under_test.open()
+    step = Step(seq, [1, 2], 2, "hidden" if output == "hidden" else "logits")
+    for change, words in ((lambda x: x * np.nan, "holds NaN"), (lambda x: x[..., :-1], "has shape")):
+        executor.spoil = output, change
+        with pytest.raises(BackendError, match=f"'{output}' {words}"):
+            under_test.forward([step])
+        assert under_test.length(seq) == 0
+    executor.spoil = None
+    assert under_test.forward([step])
+    assert under_test.length(seq) == 2
 
 
 def test_a_parked_sequence_leaves_its_row_to_others() -> None:
