@@ -77,7 +77,12 @@ def parser() -> argparse.ArgumentParser:
         "--decode", type=int, nargs="+", default=[], metavar="TOKENS", help="contexts to decode at"
     )
     made.add_argument(
-        "--request", type=int, nargs="+", default=[], metavar="TOKENS", help="prompts of requests for 64 tokens"
+        "--request",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="TOKENS",
+        help="prompts of requests for 64 tokens",
     )
     made.add_argument(
         "--batch", type=int, nargs="+", default=[1], help="sequences decoded together (default: 1)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ernie_accel.backends.base import Drafts, Runner
@@ -162,11 +163,12 @@ class MultiToken(Speculation):
             return
         except Exception as error:  # guesses are not worth a request, and the next would end alike
             self._failed = True
-            warnings.warn(
-                f"multi-token prediction failed and is off from here on: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            with suppress(Warning):  # where warnings are errors, this one must not end the requests either
+                warnings.warn(
+                    f"multi-token prediction failed and is off from here on: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             return
         if backlog <= SMALL_BACKLOG:
             self.passes.note(len(seqs), (time.perf_counter() - began) / depth)

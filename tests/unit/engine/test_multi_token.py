@@ -193,6 +193,18 @@ def test_memory_that_is_used_up_ends_nothing(request_of: Ask) -> None:
 
 
 @pytest.mark.usefixtures("steady")
+@pytest.mark.filterwarnings("error")
+def test_where_warnings_are_errors_a_failure_of_guesses_ends_no_request(request_of: Ask) -> None:
+    engine = engine_of()
+
+    def refuse(number: int) -> None:
+        raise BackendError("logits hold nan")
+
+    runner_of(engine).refuse = refuse
+    assert engine.submit(request_of([3, 5])).result().token_ids == (*REPLY, END)
+
+
+@pytest.mark.usefixtures("steady")
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("error", [BackendError, RuntimeError])
 def test_a_failure_of_guesses_ends_nothing_but_them(request_of: Ask, error: type[Exception]) -> None:
