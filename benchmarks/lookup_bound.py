@@ -1,8 +1,8 @@
-"""How much prompt lookup could gain at most on texts that a model writes, if it knew in advance how many guesses are right.
+"""How much prompt lookup could gain at most on what a model writes, if it knew how many guesses are right.
 
-``python -m benchmarks.lookup_bound``: SmolLM2 answers the prompts of ``scripts/bench speculation``; the rest is counted from
-what it wrote and from how long steps of several rows take. Two bounds: the best depth at the places that lookup
-finds, and the best depth at the best place.
+``python -m benchmarks.lookup_bound``: SmolLM2 answers the prompts of ``scripts/bench speculation``; the rest is counted
+from what it wrote and from how long steps of several rows take. Two bounds: the best depth at the places that
+lookup finds, and the best depth at the best place.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def costs(milliseconds: Sequence[float]) -> list[float]:
 
 
 def found(text: Text) -> tuple[list[int], list[int]]:
-    """For each id of the answer: how many guesses from there on are right at the place found, and the match's length."""
+    """For each id of the answer: how many guesses at the place found are right from there on, and the match's length."""
     tokens = list(text.prompt)
     lookup = Lookup(tokens)
     lookup.learn(len(tokens))

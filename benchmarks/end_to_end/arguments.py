@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     """Describe the options."""
     made = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Compare engines side by side in one run, alternating. decode, prefill, batch, long, latency and moe "
-        "are compare with the workload chosen: "
+        description="Compare engines side by side in one run, alternating. decode, prefill, batch, long, latency and "
+        "moe are compare with the workload chosen: "
         + "; ".join(f"{name}: {' '.join(options)}" for name, options in COMMANDS.items() if options)
         + ". Others: import, kernels.",
     )
