@@ -42,7 +42,7 @@ def costs(milliseconds: Sequence[float]) -> list[float]:
 
 
 def found(text: Text) -> tuple[list[int], list[int]]:
-    """For each id of the answer: how many guesses at the place found are right from there on, and the match's length."""
+    """For each id of the answer: how many guesses are right at the place found, and the match's length."""
     tokens = list(text.prompt)
     lookup = Lookup(tokens)
     lookup.learn(len(tokens))

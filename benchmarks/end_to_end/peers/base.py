@@ -45,7 +45,7 @@ class Engine(Protocol):
         ...
 
     def start(self, prompts: Sequence[Ids], steps: int) -> None:
-        """Forget everything, read these prompts, one a sequence, choose a token after each; at most ``steps`` follow."""
+        """Read these prompts into an empty cache, choose a token after each; ``steps`` at most follow."""
         ...
 
     def advance(self, steps: int) -> None:
