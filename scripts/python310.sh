@@ -40,6 +40,6 @@ test_python310() {
   [ -n "${ERNIE_ACCEL_FASTDEPLOY_PYTHON:-}" ] || return 0
   echo "Testing the adapters on $(.venv-py310/bin/python -V)" >&2
   ERNIE_ACCEL_FASTDEPLOY_PYTHON='' .venv-py310/bin/python -m pytest --quiet --ignore-glob="*native*" \
-    tests/unit/backends/fastdeploy tests/backends/test_conformance.py \
+    tests/unit/backends/fastdeploy tests/unit/backends/test_tasks.py tests/backends/test_conformance.py \
     -k "not test_backend or fastdeploy-ort and (logits or fork) or onnxruntime-logits" </dev/null
 }
