@@ -39,7 +39,7 @@ COMMANDS: dict[str, list[str]] = {
     "long": ["--decode", "8192", "--rounds", "3", "--engines", *LONG_ENGINES],
     "latency": [
         *("--request", "512", "--decode", "32", "--batch", "16", "--rounds", "5"),
-        *("--engines", *LATENCY_ENGINES),
+        *("--label", "backends", "--engines", *LATENCY_ENGINES),
     ],
     "moe": ["--shape", "21B-A3B", "--prefill", "128", "--decode", "32", "--rounds", "3", "--one-at-a-time"],
 }
@@ -100,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
         "--one-at-a-time",
         action="store_true",
         help="load each engine anew in each round: for models of which two do not fit",
+    )
+    made.add_argument(
+        "--label", default="", help="part of the name of results, beside which others of the workload stay"
     )
     made.add_argument(
         "--no-save",

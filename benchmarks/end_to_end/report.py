@@ -19,12 +19,17 @@ Result = dict[str, Any]
 
 
 def report(
-    command: str, shape: str, threads: int, workload: Workload, values: Mapping[str, Values]
+    command: str,
+    shape: str,
+    threads: int,
+    workload: Workload,
+    values: Mapping[str, Values],
+    label: str = "",
 ) -> Result:
     """Return what is written as JSON. Ratios are taken within rounds."""
     packages = dict.fromkeys(package for name in values for package in ENGINES[name].distributions)
     return {
-        "name": f"{shape}-{workload.name}",
+        "name": "-".join(filter(None, (shape, label, workload.name))),
         "command": command,
         "date": datetime.date.today().isoformat(),
         "machine": describe(),

@@ -61,7 +61,7 @@ def main() -> None:
     for workload, values in contest(
         start, engines(chosen), plan, chosen.rounds, partial(read_bandwidth, chosen.threads)
     ):
-        result = report(command, chosen.shape, chosen.threads, workload, values)
+        result = report(command, chosen.shape, chosen.threads, workload, values, chosen.label)
         print(f"\n{result['name']}\n{table(result)}", flush=True)
         alone = quiet() and alone
         if alone and not chosen.no_save:

@@ -32,6 +32,10 @@ def test_ratios_and_shares_are_taken_within_rounds() -> None:
     assert result["engines"]["llama-q8"]["tokens_per_second"]["values"] == [20.0, 15.0, 10.0]
 
 
+def test_a_label_keeps_results_of_one_workload_apart() -> None:
+    assert report("c", "0.3B", 2, DECODE, VALUES, "backends")["name"] == "0.3B-backends-decode-32x2"
+
+
 def test_best_peer_is_not_ours() -> None:
     assert best_peer(made()) == "onnx-int4"
     alone = report("c", "0.3B", 2, DECODE, {"ours-int8": VALUES["ours-int8"]})
