@@ -113,6 +113,7 @@ def doctor(
     Raises:
         ArgumentError: There is no such backend, or a value can never work.
         CheckpointError: There is no such directory, or its settings are damaged.
+        UnsupportedError: The backend named has not that precision, or splits no model.
     """
     from ernie_accel import __version__
 
@@ -156,6 +157,9 @@ def _preflights(
             backend = registry.get(candidate)
         except BackendUnavailableError:
             continue  # the table of backends says why
+        if candidate == name:
+            registry.check_split(backend, options)
+            registry.check_precision(backend, options)
         if not isinstance(backend, PreflightBackend) or _foreign(backend, options):
             continue
         registry.check_precision(backend, options)

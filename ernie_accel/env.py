@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ __all__ = [
 
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 """Instruction-set levels of the native backend, lowest first."""
+
+_changing = threading.RLock()
 
 
 def isa() -> str | None:
@@ -100,12 +103,18 @@ def inherited(further: Mapping[str, str], *, interpreter: str | None = None) -> 
 
 @contextmanager
 def unchanged(meanwhile: Mapping[str, str]) -> Iterator[None]:
-    """Put the whole environment back at the end of the block; ``meanwhile`` are values for what is unset."""
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in meanwhile.items() if name not in before})
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+    """Put the whole environment back at the end of the block; ``meanwhile`` are values for what is unset.
+
+    One thread at a time: the block of another would be undone half way.
+    """
+    with _changing:
+        before = dict(os.environ)
+        os.environ.update({name: value for name, value in meanwhile.items() if name not in before})
+        try:
+            yield
+        finally:
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
+            os.environ.update(
+                {name: value for name, value in before.items() if os.environ.get(name) != value}
+            )

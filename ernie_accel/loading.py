@@ -149,12 +149,12 @@ def _settle_precision(checkpoint: Checkpoint, backend: Backend, options: LoadOpt
     if not isinstance(checkpoint, PackedCheckpoint):
         return options
     options = registry.settle_precision(checkpoint, options)
-    registry.check_precision(backend, options)
     if not isinstance(backend, PackingBackend):
         raise UnsupportedError(
             f"backend {backend.name!r} takes no quantized directory such as {checkpoint.directory}; use 'native', or "
             "load the checkpoint that it was made of"
         )
+    registry.check_precision(backend, options)
     return options
 
 

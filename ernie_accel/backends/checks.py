@@ -10,7 +10,19 @@ import numpy.typing as npt
 from ernie_accel.backends.base import LoadOptions, RunnerInfo, Select, SequenceId, Step
 from ernie_accel.errors import ArgumentError, ContextLengthError, UnsupportedError
 
-__all__ = ["check_batch", "check_context", "check_drafts", "check_length", "check_plain_cpu", "check_select"]
+__all__ = [
+    "CPU_ONLY",
+    "check_batch",
+    "check_context",
+    "check_drafts",
+    "check_length",
+    "check_plain_cpu",
+    "check_select",
+]
+
+CPU_ONLY = (
+    "runs on the cpu; use device='cpu', or name a backend for that device (ernie-accel doctor lists all)"
+)
 
 Ids = npt.NDArray[np.int32]
 
@@ -116,7 +128,7 @@ def check_plain_cpu(name: str, options: LoadOptions) -> None:
         ArgumentError: ``max_batch`` is not positive.
     """
     if options.device not in (None, "cpu"):
-        raise UnsupportedError(f"device={options.device!r}: backend {name!r} runs on the cpu")
+        raise UnsupportedError(f"device={options.device!r}: backend {name!r} {CPU_ONLY}")
     if options.tensor_parallel not in (1, "auto"):
         raise UnsupportedError(
             f"tensor_parallel={options.tensor_parallel}: backend {name!r} cannot be split; use 1"

@@ -233,9 +233,9 @@ def check_split(backend: Backend, options: LoadOptions) -> None:
     if options.tensor_parallel in (1, "auto") or getattr(backend, "splits", False):
         return
     able = [name for name in names() if _splits(name)]
-    advice = f"; {', '.join(able)} can" if able else "; no installed backend can"
+    advice = f"a backend that can: {', '.join(able)}" if able else "install a backend that can"
     raise UnsupportedError(
-        f"tensor_parallel={options.tensor_parallel!r}: backend {backend.name!r} splits no model{advice}; use 1"
+        f"tensor_parallel={options.tensor_parallel!r}: backend {backend.name!r} splits no model; use 1, or {advice}"
     )
 
 

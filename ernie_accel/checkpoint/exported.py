@@ -19,6 +19,8 @@ from ernie_accel.types import ModelInfo
 __all__ = ["EXPORT_NAME", "ExportedCheckpoint"]
 
 EXPORT_NAME = "export.json"
+_BACKENDS = {"onnx": "onnxruntime", "paddle": "paddle"}
+"""What runs a format; for advice."""
 _LIMIT = 1 << 20
 _STRINGS = ("format", "precision", "main", "producer")
 
@@ -63,15 +65,16 @@ class ExportedCheckpoint(Closing):
         if format != self.format:
             raise UnsupportedError(
                 f"{self.directory}: holds a graph in the format {self.format}, and this backend runs {format}; "
-                f"export the checkpoint with --format {format}"
+                f"use backend={_BACKENDS.get(self.format, 'of that format')!r}, or export the checkpoint with "
+                f"--format {format}"
             )
         return self.directory / self._main
 
     def tensor(self, name: str) -> Tensor:
         """Raise CheckpointError: weights lie inside the graph."""
         raise CheckpointError(
-            f"{self.directory}: holds a graph in the format {self.format} and no tensors; load it with the backend it "
-            "was made for, or load the checkpoint that it was made of"
+            f"{self.directory}: holds a graph in the format {self.format} and no tensors; load it with "
+            f"backend={_BACKENDS.get(self.format, 'of that format')!r}, or load the checkpoint that it was made of"
         )
 
     def close(self) -> None:

@@ -37,5 +37,8 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if args.json else report)
     usable = any(row.ok for row in report.backends if row.name in AUTO["cpu"])
-    ready = args.backend is None or all(preflight.ok for preflight in report.preflights)
+    looked = [preflight.ok for preflight in report.preflights]
+    ready = args.backend is None or all(
+        looked or [row.ok for row in report.backends if row.name == args.backend]
+    )
     return 0 if usable and ready else 1

@@ -29,6 +29,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, optional: bool = Fal
         "--precision", default="auto", help="of the weights: fp32, bf16, int8, ... (default: auto)"
     )
     group.add_argument("--kv-precision", default="auto", help="of the KV cache (default: auto)")
+    group.add_argument("--device", help="cpu, gpu, or gpu:1 for the second of several (default: the cpu)")
+    group.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="split the model among N (default: 1)"
+    )
     group.add_argument("--threads", type=int, help="default: one for each physical core")
     group.add_argument(
         "--max-context", type=int, help="tokens of prompt and output (default: the model's own)"
@@ -53,6 +57,8 @@ def load_model(args: argparse.Namespace, *, max_batch: int | None = None) -> Mod
         backend=args.backend,
         precision=args.precision,
         kv_precision=args.kv_precision,
+        device=args.device,
+        tensor_parallel=args.tensor_parallel,
         threads=args.threads,
         max_context=args.max_context,
         max_batch=max_batch,

@@ -135,7 +135,9 @@ def find_devices(spec: str | Device | None, *, threads: int | None = None, probe
     if cpu:
         here = machine(threads, probe)
         if cpu[1]:
-            here = replace(here, name=spec.strip().lower(), memory=int(cpu[1]) << 30)
+            if int(cpu[1]) < 1:
+                raise ArgumentError(f"devices={spec!r}: must have at least 1 GiB, such as 'cpu-64G'")
+            here = replace(here, name=f"cpu-{int(cpu[1])}G", memory=int(cpu[1]) << 30)
         return Devices(here)
     found = _SPEC.fullmatch(spec.strip())
     if found and (found[1] is None or 1 <= int(found[1]) <= 4096):
@@ -155,7 +157,7 @@ def _named(name: str, spec: str) -> Device:
     close = difflib.get_close_matches(wanted, [key.upper() for key in CATALOGUE], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ArgumentError(
-        f"devices={spec!r}: no such device{hint}; known are cpu, {', '.join(CATALOGUE)}; any other is a "
+        f"devices={spec!r}: no such device{hint}; known are cpu, {', '.join(CATALOGUE)}; any other is an "
         "ernie_accel.planner.Device(...)"
     )
 

@@ -133,10 +133,10 @@ class MemoryPlan:
             if self.max_context
             else f"not even a page of KV cache fits for {self.sequences} of them"
         )
-        change = f"; or {self.changes[0]}" if self.changes else ""
+        change = f" To make it fit: {self.changes[0]}." if self.changes else ""
         return (
             f"{self.model} in {self.precision} with {self.sequences} x {self.context:,} tokens needs {self.required:,} "
-            f"bytes on {self.devices}, where {self.available:,} are available; {most}{change}. {self.constraint}"
+            f"bytes on {self.devices}, where {self.available:,} are available; {most}. {self.constraint}{change}"
         )
 
     def table(self) -> str:

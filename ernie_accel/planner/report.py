@@ -31,7 +31,7 @@ def rows(plan: MemoryPlan) -> list[Row]:
         *_memory(plan),
         *_limits(plan),
         *_speed(plan),
-        ("warnings", "\n".join(plan.warnings)),
+        *([("warnings", "\n".join(plan.warnings))] if plan.warnings else []),
         ("assumptions", "\n".join(plan.assumptions)),
     ]
 

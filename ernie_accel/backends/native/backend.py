@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ernie_accel import env, system
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions, RunnerInfo
-from ernie_accel.backends.checks import check_context
+from ernie_accel.backends.checks import CPU_ONLY, check_context
 from ernie_accel.backends.native.footprint import weight_bytes
 from ernie_accel.backends.native.isa import choose_isa
 from ernie_accel.backends.native.translate import translate
@@ -152,7 +152,7 @@ class NativeBackend:
     def _check(self, options: LoadOptions) -> None:
         check_precision(self, options)
         if options.device not in (None, "cpu"):
-            raise UnsupportedError(f"device={options.device!r}: backend 'native' runs on the cpu")
+            raise UnsupportedError(f"device={options.device!r}: backend 'native' {CPU_ONLY}")
         if options.tensor_parallel not in (1, "auto"):
             raise UnsupportedError(
                 f"tensor_parallel={options.tensor_parallel}: backend 'native' is one process; use 1"

@@ -32,6 +32,8 @@ __all__ = [
 
 DEFAULT_SEQUENCES = 32
 DEFAULT_STEP_TOKENS = 512
+KV_PRECISIONS = {"float32": "fp32", "float16": "fp16"}
+"""Our names of the dtypes that keys and values have."""
 
 Options = TypeVar("Options")
 
@@ -70,7 +72,11 @@ class StaticGraphBackend(ABC, Generic[Options]):
         scores = config.num_attention_heads * 3 * context
         widest = max(config.vocab_size, 4 * config.intermediate_size, scores)
         return Footprint(
-            kv_per_token=2 * signature.token_bytes, scratch=4 * tokens * widest, runtime=64 << 20
+            kv_per_token=2 * signature.token_bytes,
+            scratch=4 * tokens * widest,
+            runtime=64 << 20,
+            step_tokens=tokens,
+            kv_precision=KV_PRECISIONS[signature.cache_dtype],
         )
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> StaticGraphRunner:
@@ -111,7 +117,7 @@ class StaticGraphBackend(ABC, Generic[Options]):
             raise UnsupportedError(
                 f"tensor_parallel={options.tensor_parallel}: backend {self.name!r} cannot be split; use 1"
             )
-        wanted = {"float32": "fp32", "float16": "fp16"}[self._cache_dtype(self._precision(options))]
+        wanted = KV_PRECISIONS[self._cache_dtype(self._precision(options))]
         if options.kv_precision not in ("auto", wanted):
             raise UnsupportedError(
                 f"kv_precision={options.kv_precision!r}: backend {self.name!r} keeps keys and values in {wanted}"
@@ -135,7 +141,7 @@ class StaticGraphBackend(ABC, Generic[Options]):
             hidden_size=config.hidden_size,
             max_context=check_context(options, config.max_position_embeddings),
             precision=signature.precision,
-            kv_precision={"float32": "fp32", "float16": "fp16"}[signature.cache_dtype],
+            kv_precision=KV_PRECISIONS[signature.cache_dtype],
             page_size=1,
             max_step_tokens=max_step_tokens,
             max_sequences=options.max_batch or DEFAULT_SEQUENCES,

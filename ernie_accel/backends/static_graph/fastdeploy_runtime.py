@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from ernie_accel import system
 from ernie_accel.backends.base import Availability, LoadOptions
+from ernie_accel.backends.checks import CPU_ONLY
 from ernie_accel.backends.static_graph import interpreter
 from ernie_accel.backends.static_graph.backend import StaticGraphBackend, choose_threads
 from ernie_accel.backends.static_graph.executor import ExecutorInfo
@@ -157,7 +158,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
     def _settings(self, signature: Signature, options: LoadOptions) -> dict[str, Any]:
         """Return device and threads, as ``child.Server.open`` takes them."""
         if options.device not in (None, "cpu"):
-            raise UnsupportedError(f"device={options.device!r}: backend {self.name!r} runs on the cpu")
+            raise UnsupportedError(f"device={options.device!r}: backend {self.name!r} {CPU_ONLY}")
         return {"threads": choose_threads(options.threads)}
 
     def _environment(self, found: Interpreter, signature: Signature) -> dict[str, str]:

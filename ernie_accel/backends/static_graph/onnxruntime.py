@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ernie_accel import system
+from ernie_accel import env, system
 from ernie_accel.backends.base import Availability, LoadOptions
 from ernie_accel.backends.static_graph.backend import (
     DEFAULT_STEP_TOKENS,
@@ -31,6 +31,8 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 OLDEST, OLDEST_INT8 = (1, 17), (1, 22)
 INT8_BLOCKS = (32, 64, 128)
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+SILENT = {"ORT_DISABLE_TELEMETRY": "1"}
+"""While it is loaded: it looks once, and then makes no connection and no files in the temporary directory."""
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "gpu": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -237,8 +239,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _import_onnxruntime() -> Any:
+    """Return the package. From 1.29 on it reports its use to its makers unless a variable forbids that as it loads."""
     try:
-        import onnxruntime
+        with env.unchanged(SILENT):
+            import onnxruntime
     except ImportError as error:
         raise MissingExtraError.of("onnxruntime", "backend 'onnxruntime'") from error
     return onnxruntime

@@ -59,7 +59,10 @@ def find_ranks(directory: Path) -> tuple[list[Rank], Blueprint]:
     count = blueprint.division.ranks
     missing = [rank_name(n, count) for n in range(count) if n not in {item.manifest.rank for item in ranks}]
     if missing:
-        raise CheckpointError(f"{directory}: ranks are missing: {', '.join(missing)}")
+        raise CheckpointError(
+            f"{directory}: ranks are missing: {', '.join(missing)}; put them there, or split the checkpoint again "
+            "into a new directory"
+        )
     return ranks, blueprint
 
 

@@ -139,6 +139,30 @@ def test_doctor_prints_the_report(capsys: Out) -> None:
     assert code == (0 if ea.backends()["native"].ok else 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--backend", "native", "--precision", "int8"], 0, "native"),
+        (["--backend", "native", "--precision", "fp8"], 2, "precision='fp8': backend 'native' has"),
+        (["--backend", "native", "--tensor-parallel", "2"], 2, "backend 'native' splits no model; use 1"),
+        (["--backend", "nativ"], 2, "did you mean 'native'?"),
+    ],
+)
+def test_doctor_fails_where_loading_would(
+    arguments: list[str], code: int, said: str, checkpoint_directory: Path, capsys: Out
+) -> None:
+    assert main(["doctor", str(checkpoint_directory), *arguments]) == code
+    assert said in "".join(capsys.readouterr())
+
+
+def test_doctor_fails_for_a_backend_that_cannot_run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    monkeypatch.setenv("ERNIE_ACCEL_FASTDEPLOY_PYTHON", "/nowhere/python")
+    assert main(["doctor", "--backend", "fastdeploy-ort"]) == 1
+    assert "/nowhere/python" in capsys.readouterr().out
+
+
 def test_doctor_as_json(capsys: Out) -> None:
     main(["doctor", "--json"])
     values = json.loads(capsys.readouterr().out)
@@ -198,6 +222,8 @@ def test_options_reach_the_library(checkpoint_directory: Path, capsys: Out) -> N
     assert capsys.readouterr().out == expected + "\n"
     assert main([*argv, "--precision", "int8"]) == 2
     assert main([*argv, "--top-p", "3"]) == 2
+    assert main([*argv, "--device", "gpu"]) == 2
+    assert main([*argv, "--tensor-parallel", "2"]) == 2
 
 
 def test_sampling_options_are_the_fields() -> None:

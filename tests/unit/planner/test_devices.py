@@ -28,7 +28,7 @@ def test_a_string_names_devices(spec: str, name: str, count: int) -> None:
     assert found.device is CATALOGUE[name]
 
 
-@pytest.mark.parametrize("spec", ["", "8x", "0xA100", "5000xA100", "-3xH100", "100", 7])
+@pytest.mark.parametrize("spec", ["", "8x", "0xA100", "5000xA100", "-3xH100", "100", "cpu-0G", 7])
 def test_a_string_that_names_none_is_refused(spec: object) -> None:
     with pytest.raises(ArgumentError, match="devices"):
         find_devices(spec)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def test_the_processors_of_this_machine() -> None:
     assert here.device.bandwidth == 3 * machine(1).bandwidth
     assert not here.device.measured
     other = find_devices("cpu-64G").device
-    assert (other.name, other.memory) == ("cpu-64g", 64 << 30)
+    assert (other.name, other.memory) == ("cpu-64G", 64 << 30)
 
 
 def test_a_device_of_ones_own() -> None:

@@ -157,6 +157,7 @@ def test_a_cache_that_does_not_fit_names_load_that_does() -> None:
     assert 0 < found.max_context < 131072
     assert {change.setting for change in found.changes} >= {f"max_context={found.max_context}"}
     assert f"{found.max_context:,} tokens" in found.refusal()
+    assert f"To make it fit: {found.changes[0]}" in found.refusal()
 
 
 def test_precision_is_the_widest_that_fits_unless_it_is_given() -> None:

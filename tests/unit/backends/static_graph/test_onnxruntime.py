@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 
 from ernie_accel.backends.base import LoadOptions, Step
-from ernie_accel.backends.static_graph.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
+from ernie_accel.backends.static_graph.onnxruntime import SILENT, OnnxRuntimeBackend, OnnxRuntimeOptions
 from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.errors import ArgumentError, BackendError, CapacityError, UnsupportedError
 from ernie_accel.export.step import Fusions
@@ -152,3 +155,22 @@ def test_the_estimate_counts_both_keys_and_values() -> None:
     assert (
         need.kv_per_token >= 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     )
+
+
+def test_the_estimate_says_what_a_plan_shows() -> None:
+    need = OnnxRuntimeBackend().estimate(
+        tiny_config(), LoadOptions(backend_options=OnnxRuntimeOptions(max_step_tokens=96))
+    )
+    assert (need.step_tokens, need.kv_precision) == (96, "fp32")
+
+
+def test_loading_leaves_no_file_no_connection_and_no_variable(tmp_path: Path) -> None:
+    """ONNX Runtime 1.29 and newer report their use, with a file beside, unless that is forbidden as they load."""
+    pytest.importorskip("onnxruntime", reason="the extra onnxruntime is not installed")
+    program = (
+        "import os; from ernie_accel.backends.static_graph.onnxruntime import _import_onnxruntime as load; "
+        "before = dict(os.environ); load().SessionOptions(); assert dict(os.environ) == before"
+    )
+    variables = {name: value for name, value in os.environ.items() if name not in ("CI", *SILENT)}
+    subprocess.run([sys.executable, "-c", program], env={**variables, "TMPDIR": str(tmp_path)}, check=True)
+    assert list(tmp_path.iterdir()) == []
