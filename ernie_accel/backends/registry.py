@@ -31,6 +31,7 @@ __all__ = [
     "check_precision",
     "check_split",
     "choose",
+    "foresee",
     "get",
     "names",
     "pick",
@@ -159,6 +160,16 @@ def pick(name: str = "auto", options: LoadOptions | None = None) -> Choice:
     return _first(options)
 
 
+def foresee(options: LoadOptions) -> str:
+    """Name the backend that ``"auto"`` means on devices that need not be here: the rule of ``pick``, asking none.
+
+    Raises:
+        ArgumentError: ``backend_options`` belong to several backends.
+    """
+    owner = _owner(options.backend_options)
+    return owner.name if owner is not None else AUTO.get(_kind(options), AUTO["cpu"])[0]
+
+
 def _owner(backend_options: object | None) -> Backend | None:
     """Return the backend whose options these are; raise ArgumentError where several have that class."""
     if backend_options is None:
@@ -181,8 +192,12 @@ def _loadable(name: str) -> Any:
         return None
 
 
+def _kind(options: LoadOptions) -> str:
+    return (options.device or "cpu").partition(":")[0].replace("cuda", "gpu")
+
+
 def _first(options: LoadOptions) -> Choice:
-    device = (options.device or "cpu").partition(":")[0].replace("cuda", "gpu")
+    device = _kind(options)
     refused: list[str] = []
     for name in AUTO.get(device, AUTO["cpu"]):
         status = _status(name, options)

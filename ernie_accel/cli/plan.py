@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--plot", metavar="FILE", help="save a picture, PNG or SVG (extra: plot)")
     output.add_argument("--to", choices=_SYSTEMS, help="print the settings of another system, as JSON")
     output.add_argument(
+        "--ips",
+        type=lambda text: text.split(","),
+        metavar="A,B",
+        help="with --to fastdeploy: addresses of the machines that share a copy of the model, the first serves",
+    )
+    output.add_argument(
         "--advice",
         choices=("accuracy", "latency", "memory"),
         help="choose precision, division and batch for an aim",
@@ -110,9 +116,11 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _shown(made: MemoryPlan, args: argparse.Namespace) -> str:
     import json
 
+    if args.ips and args.to != "fastdeploy":
+        raise ArgumentError("--ips: goes with --to fastdeploy")
     if args.to:
         settings = {
-            "fastdeploy": made.to_fastdeploy,
+            "fastdeploy": lambda: made.to_fastdeploy(ips=args.ips),
             "paddle": made.to_paddle,
             "kubernetes": made.to_kubernetes,
         }[args.to]()

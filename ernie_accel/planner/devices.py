@@ -14,7 +14,7 @@ from ernie_accel import env, system
 from ernie_accel.errors import ArgumentError
 from ernie_accel.planner.links import LINKS, Link
 
-__all__ = ["CATALOGUE", "Device", "Devices", "find_devices", "machine"]
+__all__ = ["CATALOGUE", "Device", "Devices", "find_devices", "machine", "shared_out"]
 
 Kind = Literal["cpu", "gpu"]
 
@@ -104,13 +104,31 @@ _CPU = re.compile(r"cpu(?:-(\d+)G)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Devices:
-    """Several equal devices."""
+    """Several equal devices; ``whole`` is the machine that they are parts of, None where each is there by itself."""
 
     device: Device
     count: int = 1
+    whole: Device | None = None
 
     def __str__(self) -> str:
+        if self.whole is not None:
+            return f"{self.whole.name} in {self.count} parts"
         return self.device.name if self.count == 1 else f"{self.count}x{self.device.name}"
+
+
+def shared_out(machine: Device, ranks: int) -> Devices:
+    """Return a machine as what each of so many processes has that compute a model together: an even share of all."""
+    if ranks == 1:
+        return Devices(machine)
+    share = replace(
+        machine,
+        memory=machine.memory // ranks,
+        bandwidth=machine.bandwidth / ranks,
+        tera16=machine.tera16 / ranks,
+        tera8=machine.tera8 / ranks,
+        per_node=ranks,
+    )
+    return Devices(share, ranks, machine)
 
 
 def find_devices(spec: str | Device | None, *, threads: int | None = None, probe: bool = False) -> Devices:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ernie_accel.backends.accelerator import BLOCK_TOKENS, MAX_SEQUENCES
-from ernie_accel.errors import UnsupportedError
+from ernie_accel.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from ernie_accel.planner.plan import MemoryPlan
@@ -19,16 +20,18 @@ _QUANTIZATION = {
     "int2": "wint2",
     "w4a8": "w4a8",
 }
-_SHARED_MEMORY = "64Gi"
-"""What FastDeploy's own containers run with."""
+_SHARED_MEMORY = 64
+"""GiB of /dev/shm that FastDeploy's own containers run with; what is used of it counts as memory of the container."""
 
 _GRACE = 120
 _PORT = 8000
 
 
-def fastdeploy_arguments(plan: MemoryPlan) -> dict[str, Any]:
+def fastdeploy_arguments(plan: MemoryPlan, ips: Sequence[str] | None = None) -> dict[str, Any]:
     """Return engine arguments; see ``MemoryPlan.to_fastdeploy``."""
     setting, degrees = plan.setting, plan.degrees
+    if isinstance(ips, str):
+        raise ArgumentError(f"ips={ips!r}: must be several addresses, a list of them")
     if setting.on_cpu:
         raise UnsupportedError("FastDeploy 2.x runs on accelerators only: plan for devices such as 'H100'")
     if degrees.pipeline > 1:
@@ -45,6 +48,11 @@ def fastdeploy_arguments(plan: MemoryPlan) -> dict[str, Any]:
         "gpu_memory_utilization": setting.utilization,
         "block_size": BLOCK_TOKENS,
     }
+    machines = -(-degrees.tensor // setting.devices.device.per_node)
+    if len(ips or ()) != (machines if machines > 1 else 0):
+        raise ArgumentError(_addresses(ips, degrees.tensor, machines))
+    if ips:
+        arguments["ips"] = ",".join(ips)
     if degrees.data > 1:
         arguments["data_parallel_size"] = degrees.data
     if degrees.expert > 1:
@@ -54,6 +62,15 @@ def fastdeploy_arguments(plan: MemoryPlan) -> dict[str, Any]:
     if plan.mtp:
         arguments["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1, "model": plan.model}
     return arguments
+
+
+def _addresses(ips: Sequence[str] | None, tensor: int, machines: int) -> str:
+    if machines == 1:
+        return f"ips={ips!r}: tensor parallel {tensor} lies on one machine; leave them out"
+    return (
+        f"ips={ips!r}: tensor parallel {tensor} lies on {machines} machines: give the address of each, the one that "
+        "serves first (--ips on the command line)"
+    )
 
 
 def _quantization(plan: MemoryPlan) -> str | dict[str, str]:
@@ -97,23 +114,31 @@ def kubernetes_container(plan: MemoryPlan) -> dict[str, Any]:
     gpus = min(plan.degrees.devices, per_node)
     weights = sum(plan.total().get(name, 0) for name in plan.parameters)
     # The loader that streams takes a share of the checkpoint; a quarter is room for its buffers and for pages of files.
-    host = f"{-(-weights // 4 // 2**30) + 16}Gi"
+    host = f"{-(-weights // 4 // 2**30) + 16 + _SHARED_MEMORY}Gi"
     return {
         "resources": {
             "limits": {"nvidia.com/gpu": str(gpus), "memory": host},
             "requests": {"nvidia.com/gpu": str(gpus), "memory": host, "cpu": str(4 * gpus)},
         },
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}],
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_SHARED_MEMORY}Gi"}}],
         "replicas": 1,
         "nodes": -(-plan.degrees.devices // per_node),
-        # Minutes of loading are no failure; dead workers answer 304, which a plain probe takes for health.
-        "startupProbe": {
-            "httpGet": {"path": "/health", "port": _PORT},
-            "periodSeconds": 10,
-            "failureThreshold": 180,
-        },
+        "startupProbe": {**_health(10), "failureThreshold": 180},  # minutes of loading are no failure
+        "readinessProbe": _health(10),
+        "livenessProbe": _health(20),
         "terminationGracePeriodSeconds": _GRACE,
+    }
+
+
+def _health(period: int) -> dict[str, Any]:
+    """A probe that takes 200 alone for health: with dead workers FastDeploy answers 304, which an httpGet accepts."""
+    ask = f"from urllib.request import urlopen; urlopen('http://127.0.0.1:{_PORT}/health', timeout=5)"
+    return {
+        "exec": {"command": ["python", "-c", ask]},
+        "periodSeconds": period,
+        "timeoutSeconds": 10,
+        "failureThreshold": 3,
     }
 
 

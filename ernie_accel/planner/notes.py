@@ -8,6 +8,7 @@ from dataclasses import replace
 from ernie_accel.backends.accelerator import MAX_SEQUENCES
 from ernie_accel.display import size
 from ernie_accel.planner.degrees import tensor_degrees
+from ernie_accel.planner.devices import Devices, shared_out
 from ernie_accel.planner.memory import device_memory
 from ernie_accel.planner.setting import Setting
 from ernie_accel.planner.speed import Speed, efficiency_of, speed_of
@@ -31,7 +32,11 @@ def _splitting(setting: Setting, speed: Speed) -> Iterator[str]:
     fewer = [n for n in tensor_degrees(setting.subject.config, tensor - 1) if tensor % n == 0]
     step = speed.step
     for smaller in reversed(fewer):
-        other = replace(setting, degrees=replace(setting.degrees, tensor=smaller))
+        other = replace(
+            setting,
+            devices=_shared(setting.devices, smaller),
+            degrees=replace(setting.degrees, tensor=smaller),
+        )
         memory = device_memory(other)
         there = speed_of(other, memory)
         gain = speed.per_sequence / there.per_sequence - 1
@@ -51,6 +56,11 @@ def _splitting(setting: Setting, speed: Speed) -> Iterator[str]:
             f"work that more devices divide."
         )
         return
+
+
+def _shared(devices: Devices, ranks: int) -> Devices:
+    """Parts of one machine are larger where there are fewer of them."""
+    return devices if devices.whole is None else shared_out(devices.whole, ranks)
 
 
 def _heads(setting: Setting) -> Iterator[str]:

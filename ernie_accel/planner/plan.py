@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -173,15 +173,21 @@ class MemoryPlan:
         """Return everything as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
 
-    def to_fastdeploy(self) -> dict[str, Any]:
+    def to_fastdeploy(self, *, ips: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the engine arguments of FastDeploy 2.x that this plan stands for, as ``LLM(**arguments)`` takes them.
+
+        Written to a file as JSON they are what its server takes with ``--config``.
+
+        Args:
+            ips: Addresses of the machines, the one that serves first, where a copy of the model lies on several.
 
         Raises:
             UnsupportedError: FastDeploy does not offer what was planned.
+            ArgumentError: There are more or fewer machines than addresses.
         """
         from ernie_accel.planner.export import fastdeploy_arguments
 
-        return fastdeploy_arguments(self)
+        return fastdeploy_arguments(self, ips)
 
     def to_paddle(self) -> dict[str, Any]:
         """Return the settings of a hybrid-parallel group of ``paddle.distributed`` for this plan: degrees and start.

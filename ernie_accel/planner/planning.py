@@ -14,7 +14,7 @@ from ernie_accel.errors import ArgumentError, UnsupportedError
 from ernie_accel.hub import check_hub_options
 from ernie_accel.planner.changes import changes_of
 from ernie_accel.planner.degrees import Degree, Wishes, choose_degrees
-from ernie_accel.planner.devices import Device, Devices, find_devices
+from ernie_accel.planner.devices import Device, Devices, find_devices, shared_out
 from ernie_accel.planner.limits import constraint, largest_context, largest_sequences
 from ernie_accel.planner.loading import loading_bytes, mapped_bytes
 from ernie_accel.planner.memory import device_memory, footprint_of
@@ -63,7 +63,8 @@ def plan(
         model: A published shape such as ``"21B-A3B"`` or ``"VL-28B"``, a directory or config.json, a hub id, a
             configuration (``ModelConfig`` or the keys of a config.json), or a checkpoint from ``ernie_accel.testing``.
         devices: ``"8xA100-80G"``, ``"H100"``, ``"cpu"``, ``"cpu-64G"``, a ``Device``; None: what this machine has.
-        backend: What computes; ``"auto"`` is ``fastdeploy`` on accelerators, else what ``Model.load`` takes.
+        backend: What computes; ``"auto"`` is what ``Model.load`` takes on such devices, by the rule of
+            ``ernie_accel.backends.registry.pick``; as they need not be here to be asked, the first that it names.
         precision: Of the weights: fp32, bf16, fp16, fp8, int8, int4, w4a8, int2, or FastDeploy's names; ``"auto"``:
             what a quantized checkpoint holds, on a cpu the backend's own, else the widest that fits.
         kv_precision: Of the KV cache; ``"auto"``: the backend's own.
@@ -73,7 +74,8 @@ def plan(
         step_tokens: Most tokens of one step, the chunk that prompts are read in; None: the backend's own.
         memory_limit: Bytes for the KV cache; None: 80 % of what is left on a cpu, all of it on an accelerator.
         threads: Of a cpu; None: one for each physical core.
-        tensor_parallel: Devices that share every matrix.
+        tensor_parallel: Devices that share every matrix; on a cpu, processes that do and share its memory evenly, with
+            a backend that runs them.
         pipeline_parallel: Groups of layers, each on devices of its own.
         data_parallel: Copies of the model.
         expert_parallel: Divide experts over all devices instead of cutting each of them.
@@ -93,7 +95,9 @@ def plan(
     check_hub_options(revision, cache_dir)
     subject = find_subject(model, revision=revision, cache_dir=cache_dir)
     found = find_devices(devices, threads=threads, probe=probe)
-    chosen = _backend(backend, found)
+    chosen = _backend(backend, found, backend_options)
+    if found.device.kind == "cpu" and getattr(chosen.found, "splits", False):
+        found, memory_limit = _processes(found.device, tensor_parallel, memory_limit)
     for what, value in (("max_context", max_context), ("max_batch", max_batch), ("step_tokens", step_tokens)):
         _check_count(what, value)
     if not isinstance(utilization, (int, float)) or not 0.1 <= utilization <= 1:
@@ -253,9 +257,15 @@ def _sequences(setting: Setting) -> int:
     return min(most, MAX_SEQUENCES * setting.degrees.data) if setting.backend == FASTDEPLOY else most
 
 
-def _backend(name: str, devices: Devices) -> _Planned:
+def _processes(machine: Device, tensor: Degree, limit: int | None) -> tuple[Devices, int | None]:
+    """Return what each process of a machine has that computes a part, and its part of the KV cache's bytes."""
+    ranks = tensor if isinstance(tensor, int) and tensor > 1 else 1
+    return shared_out(machine, ranks), None if limit is None else limit // ranks
+
+
+def _backend(name: str, devices: Devices, backend_options: object | None) -> _Planned:
     if name == "auto":
-        name = FASTDEPLOY if devices.device.kind == "gpu" else registry.choose("auto").name
+        name = registry.foresee(LoadOptions(device=devices.device.kind, backend_options=backend_options))
     if name == FASTDEPLOY:
         if devices.device.kind == "cpu":
             raise UnsupportedError(

@@ -168,8 +168,8 @@ def _own(options: LoadOptions) -> FastDeployOptions:
 
 
 def _needed(options: LoadOptions, own: FastDeployOptions) -> int:
-    """How many GPUs a start takes."""
-    return launch.parallel(options, own, None) * own.data_parallel
+    """How many GPUs a start takes on this machine."""
+    return launch.here(launch.parallel(options, own, None), own)
 
 
 def _named(options: LoadOptions, own: FastDeployOptions) -> tuple[int, ...] | None:

@@ -19,6 +19,7 @@ __all__ = [
     "check_remote",
     "devices",
     "engine_arguments",
+    "here",
     "kv_bytes_per_token",
     "parallel",
 ]
@@ -79,12 +80,28 @@ def parallel(options: LoadOptions, own: FastDeployOptions, config: ModelConfig |
         )
     if own.expert_parallel and config is not None and not config.is_moe:
         raise ArgumentError("expert_parallel=True: this model has no experts")
-    if named is not None and len(named) < degree * own.data_parallel:
+    needed = here(degree, own)
+    if named is not None and len(named) < needed:
         raise ArgumentError(
             f"device={options.device!r}: names {len(named)} GPUs, and tensor_parallel={degree} times data_parallel="
-            f"{own.data_parallel} needs {degree * own.data_parallel}"
+            f"{own.data_parallel} needs {needed} on this machine"
         )
     return degree
+
+
+def here(degree: int, own: FastDeployOptions) -> int:
+    """Return how many GPUs of this machine are needed; ``ips`` names those that a copy of the model lies on.
+
+    Raises:
+        ArgumentError: They cannot have equally many.
+    """
+    ips = own.engine_arguments.get("ips") or ()
+    machines = len(ips.split(",") if isinstance(ips, str) else ips) or 1
+    if degree % machines:
+        raise ArgumentError(
+            f"tensor_parallel={degree}: cannot be divided evenly among the {machines} machines that ips names"
+        )
+    return degree * own.data_parallel // machines
 
 
 def kv_bytes_per_token(config: ModelConfig, degree: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ __all__ = [
     "DEFAULT_STEP_TOKENS",
     "StaticGraphBackend",
     "check_graph_options",
+    "check_seconds",
     "check_step_tokens",
     "choose_threads",
 ]
@@ -34,6 +36,8 @@ DEFAULT_SEQUENCES = 32
 DEFAULT_STEP_TOKENS = 512
 KV_PRECISIONS = {"float32": "fp32", "float16": "fp16"}
 """Our names of the dtypes that keys and values have."""
+_TOKEN_COPIES = 2
+"""Of the cache, since padding may double it."""
 
 Options = TypeVar("Options")
 
@@ -72,7 +76,7 @@ class StaticGraphBackend(ABC, Generic[Options]):
         scores = config.num_attention_heads * 3 * context
         widest = max(config.vocab_size, 4 * config.intermediate_size, scores)
         return Footprint(
-            kv_per_token=2 * signature.token_bytes,
+            kv_per_token=_TOKEN_COPIES * signature.token_bytes,
             scratch=4 * tokens * widest,
             runtime=64 << 20,
             step_tokens=tokens,
@@ -152,7 +156,9 @@ class StaticGraphBackend(ABC, Generic[Options]):
         most = info.max_sequences * info.max_context
         if options.memory_limit is None:
             return most
-        each = self.estimate(config, options).kv_per_token
+        each = (
+            _TOKEN_COPIES * self._signature(config, options).token_bytes
+        )  # of all ranks: they share one cache
         if options.memory_limit < each:
             raise CapacityError(
                 f"memory_limit={options.memory_limit}: one token of KV cache takes {each} bytes; raise the limit"
@@ -201,3 +207,10 @@ def check_step_tokens(tokens: object) -> None:
     """Raise ArgumentError unless ``max_step_tokens`` is a sensible number."""
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= 65536:
         raise ArgumentError(f"max_step_tokens={tokens!r}: must be a whole number from 1 to 65536")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise ArgumentError unless a limit of time is one."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
+        raise ArgumentError(f"{name}={value!r}: must be a number of seconds above 0")

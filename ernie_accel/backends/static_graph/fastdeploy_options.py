@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ernie_accel.backends.static_graph.backend import DEFAULT_STEP_TOKENS, check_step_tokens
+from ernie_accel.backends.static_graph.backend import DEFAULT_STEP_TOKENS, check_seconds, check_step_tokens
 from ernie_accel.errors import ArgumentError
 
 __all__ = ["FastDeployRuntimeOptions", "Range", "TensorRTOptions"]
@@ -39,7 +38,7 @@ class FastDeployRuntimeOptions:
     def __post_init__(self) -> None:
         check_step_tokens(self.max_step_tokens)
         for name in ("load_timeout", "step_timeout"):
-            _check_seconds(name, getattr(self, name))
+            check_seconds(name, getattr(self, name))
         if self.python is not None and not isinstance(self.python, (str, os.PathLike)):
             raise ArgumentError(f"python={self.python!r}: must be the path of an interpreter, or None")
 
@@ -82,12 +81,6 @@ class TensorRTOptions(FastDeployRuntimeOptions):
         """The profile of ``past_length``."""
         _, best, greatest = self.ids
         return (self.profile or {}).get("past_length", ((1,), (best[1],), (2 * greatest[1],)))
-
-
-def _check_seconds(name: str, value: object) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
-        raise ArgumentError(f"{name}={value!r}: must be a number of seconds above 0")
 
 
 def _check_range(name: str, shapes: object) -> None:

@@ -7,9 +7,7 @@ Python than ours. It reads the graph from a file, which is written for it and re
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,10 +22,11 @@ from ernie_accel.backends.static_graph.executor import ExecutorInfo
 from ernie_accel.backends.static_graph.fastdeploy_executor import ChildExecutor, ShapeCheck
 from ernie_accel.backends.static_graph.fastdeploy_options import FastDeployRuntimeOptions
 from ernie_accel.backends.static_graph.interpreter import Interpreter
+from ernie_accel.backends.static_graph.scratch import no_room, scratch
 from ernie_accel.backends.static_graph.worker import Worker
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.exported import ExportedCheckpoint
-from ernie_accel.errors import BackendError, BackendUnavailableError, CapacityError, UnsupportedError
+from ernie_accel.errors import BackendUnavailableError, CapacityError, UnsupportedError
 from ernie_accel.export.signature import Signature
 
 __all__ = ["FastDeployBackend", "FastDeployOpenVinoBackend", "FastDeployOrtBackend", "Special"]
@@ -112,7 +111,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
     ) -> ExecutorInfo:
         """Write the graph while the child imports FastDeploy, and have it loaded."""
         worker.begin("import fastdeploy", op="start")
-        with _scratch() as folder:
+        with scratch() as folder:
             path = self._graph(folder, checkpoint, signature, options)
             found = worker.finish("import fastdeploy", own.load_timeout)
             special = self._special(path, signature, own)
@@ -153,7 +152,7 @@ class FastDeployBackend(StaticGraphBackend[Any]):
         try:
             return folder / write_onnx(builder, folder, options.progress, stage="load")
         except OSError as error:
-            raise _no_room(str(folder), error) from error
+            raise no_room(str(folder), error) from error
 
     def _settings(self, signature: Signature, options: LoadOptions) -> dict[str, Any]:
         """Return device and threads, as ``child.Server.open`` takes them."""
@@ -178,24 +177,6 @@ class FastDeployBackend(StaticGraphBackend[Any]):
 
     def _shape_check(self, signature: Signature, own: Any) -> ShapeCheck | None:
         return None
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory that is removed at the end of the block."""
-    try:
-        made = tempfile.TemporaryDirectory(prefix="ernie_accel-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise _no_room("no directory for temporary files", error) from error
-    with made as folder:
-        yield Path(folder)
-
-
-def _no_room(where: str, error: OSError) -> BackendError:
-    return BackendError(
-        f"{where}: the graph cannot be written: {error.strerror or error}; name a directory with more room in TMPDIR, "
-        "or load what 'ernie-accel export' wrote"
-    )
 
 
 class FastDeployOrtBackend(FastDeployBackend):

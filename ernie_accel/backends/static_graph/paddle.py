@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ernie_accel.architecture.counts import parameter_counts
-from ernie_accel.architecture.split import Division, check_division
+from ernie_accel.architecture.counts import Part, parameter_counts
+from ernie_accel.architecture.split import Division, check_division, rank_config
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions
 from ernie_accel.backends.static_graph.backend import StaticGraphBackend, check_graph_options, choose_threads
 from ernie_accel.backends.static_graph.executor import Array, Executor, ExecutorInfo
@@ -24,6 +23,7 @@ from ernie_accel.backends.static_graph.paddle_settings import (
     make_config,
     to_tensorrt,
 )
+from ernie_accel.backends.static_graph.scratch import no_room, scratch
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.exported import ExportedCheckpoint
 from ernie_accel.errors import BackendError, UnsupportedError
@@ -61,16 +61,21 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
         return Availability(True, f"Runs on Paddle Inference {version}.")
 
     def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
-        """Bytes beside the weights: with oneDNN also what it lays out anew.
+        """Bytes beside the weights, of one rank: with oneDNN also what it lays out anew.
 
-        fp32 has a layout for few rows and one for many beside the plain one; bf16 keeps the plain one in fp32.
+        fp32 has a layout for few rows and one for many beside the plain one; bf16 keeps the plain one in fp32. The
+        process that starts several has loaded Paddle too, to write their programs; each of them bears a part of that.
         """
         own: PaddleOptions = self._own(options)
         again = {"fp32": 8, "bf16": 4}.get(self._precision(options), 0)
         if not own.onednn or (options.device or "cpu") != "cpu":
             again = 0
-        runtime = PACKAGE_BYTES + again * sum(parameter_counts(config).values())
-        return replace(super().estimate(config, options), runtime=runtime)
+        ranks, held = _ranks(options), sum(parameter_counts(config, Part(tensor=_ranks(options))).values())
+        package = PACKAGE_BYTES if ranks == 1 else PACKAGE_BYTES * (ranks + 1) // ranks
+        if ranks > 1:
+            check_division(config, Division(ranks))
+            config, options = rank_config(config, ranks), replace(options, tensor_parallel=1)
+        return replace(super().estimate(config, options), runtime=package + again * held)
 
     def _executor(
         self, checkpoint: Checkpoint, signature: Signature, options: LoadOptions, own: PaddleOptions
@@ -83,11 +88,10 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
             raise UnsupportedError("tensorrt=True: TensorRT runs on a GPU; set device='gpu' too")
         check_device_options(own, target)
         profile: tuple[Profile, Profile, Profile] | None = None
-        with tempfile.TemporaryDirectory(prefix="ernie-accel-paddle-") as folder:
-            scratch = Path(folder)
-            program = _program(checkpoint, signature, target, options, own, scratch)
+        with scratch() as folder:
+            program = _program(checkpoint, signature, target, options, own, folder)
             if own.tensorrt:
-                plain, program = program, scratch / "tensorrt.json"
+                plain, program = program, folder / "tensorrt.json"
                 limits = self._limits(checkpoint.config, options, own)
                 profile = to_tensorrt(paddle, plain, program, signature, target, own, limits)
             predictor = open_predictor(paddle, program, target, own)
@@ -113,16 +117,16 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
                 f"tensor_parallel={ranks} on a GPU: backend 'paddle' divides a model among processes on a CPU only; "
                 "use backend='fastdeploy'"
             )
-        with tempfile.TemporaryDirectory(prefix="ernie-accel-paddle-") as folder:
+        with scratch() as folder:
             signature, programs = write_parts(
-                checkpoint, ranks, target.precision, Path(folder), options.progress, own.fusions
+                checkpoint, ranks, target.precision, folder, options.progress, own.fusions
             )
             return PaddleGroupExecutor(
                 programs,
                 signature,
                 checkpoint.config,
                 threads=max(1, threads // ranks),
-                onednn=own.onednn,
+                own=own,
             )
 
     def _limits(self, config: ModelConfig, options: LoadOptions, own: PaddleOptions) -> Profile:
@@ -218,29 +222,26 @@ def _program(
     target: Target,
     options: LoadOptions,
     own: PaddleOptions,
-    scratch: Path,
+    folder: Path,
 ) -> Path:
-    """The program's file: that of an exported directory, or one that is written to ``scratch`` now."""
+    """The program's file: that of an exported directory, or one that is written to ``folder`` now."""
     if isinstance(checkpoint, ExportedCheckpoint):
         check_graph_options(checkpoint, own, ("fusions",))
         return checkpoint.graph_path("paddle")
     from ernie_accel.export.paddle_file import write_graph
 
     try:
-        return scratch / write_graph(
+        return folder / write_graph(
             checkpoint,
             signature,
-            scratch,
+            folder,
             options.progress,
             device=target.device,
             fusions=own.fusions,
             stage="load",
         )
     except OSError as error:
-        raise BackendError(
-            f"{scratch}: the program cannot be written: {error.strerror or error}; name a directory with more room "
-            "in TMPDIR, or load what 'ernie-accel export --format paddle' wrote"
-        ) from error
+        raise no_room(folder, error) from error
 
 
 def open_predictor(paddle: Any, program: Path, target: Target, options: PaddleOptions) -> Any:

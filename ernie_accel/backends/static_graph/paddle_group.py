@@ -28,6 +28,7 @@ from ernie_accel.architecture import ModelConfig
 from ernie_accel.architecture.split import rank_config
 from ernie_accel.backends.static_graph.executor import Array, ExecutorInfo
 from ernie_accel.backends.static_graph.memory import SharedMemory
+from ernie_accel.backends.static_graph.paddle_settings import PaddleOptions
 from ernie_accel.backends.static_graph.worker import Worker
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.shard.view import RankView
@@ -40,7 +41,6 @@ __all__ = ["PaddleGroupExecutor", "group_signature", "write_parts"]
 
 PROGRAM = ("-m", "ernie_accel.backends.static_graph.paddle_rank")
 START_SECONDS = 120.0
-STEP_SECONDS = 600.0
 BLAME_SECONDS = 1.0
 """How long a failed call waits for the process to show that ended first."""
 
@@ -81,7 +81,7 @@ class PaddleGroupExecutor:
         signature: Of each of them.
         config: Of the whole model.
         threads: Of each process.
-        onednn: See ``PaddleOptions``.
+        own: ``onednn`` and the seconds that loading and a step may take.
 
     Raises:
         BackendProcessError: A process ended, or the group did not come together in time.
@@ -95,9 +95,9 @@ class PaddleGroupExecutor:
         config: ModelConfig,
         *,
         threads: int,
-        onednn: bool,
+        own: PaddleOptions,
     ) -> None:
-        self._signature, self._ranks = signature, len(programs)
+        self._signature, self._ranks, self._step_timeout = signature, len(programs), own.step_timeout
         self._vocab = config.vocab_size
         self._ended: ErnieAccelError | None = None
         self._scratch: dict[str, Array] = {}
@@ -108,17 +108,19 @@ class PaddleGroupExecutor:
                 name = f"rank {rank} of {self._ranks} of Paddle"
                 worker = Worker(sys.executable, name, environment, program=PROGRAM, memory=self.memory)
                 self._workers.append(worker)
-            started = self._all("join the group", START_SECONDS, [{"op": "start"}] * self._ranks)
+            started = self._all(
+                "join the group", min(START_SECONDS, own.load_timeout), [{"op": "start"}] * self._ranks
+            )
             self._all(
                 "load its part",
-                STEP_SECONDS,
+                own.load_timeout,
                 [
                     {
                         "op": "open",
                         "program": str(program),
                         "signature": signature.to_dict(),
                         "threads": threads,
-                        "onednn": onednn,
+                        "onednn": own.onednn,
                     }
                     for program in programs
                 ],
@@ -130,7 +132,12 @@ class PaddleGroupExecutor:
             engine=f"Paddle Inference {started[0]['version']}",
             empty_rows=False,
             empty_past=False,
-            details={"device": "cpu", "threads": threads, "onednn": onednn, "tensor_parallel": self._ranks},
+            details={
+                "device": "cpu",
+                "threads": threads,
+                "onednn": own.onednn,
+                "tensor_parallel": self._ranks,
+            },
         )
 
     @property
@@ -172,7 +179,7 @@ class PaddleGroupExecutor:
             part = new[2 * s.layers * rank : 2 * s.layers * (rank + 1)]
             outputs = {"logits": logits[-1], "hidden": hidden[-1], "new": part}
             requests.append({"op": "run", "inputs": self._entries(given), "outputs": self._entries(outputs)})
-        self._all("compute a step", STEP_SECONDS, requests)
+        self._all("compute a step", self._step_timeout, requests)
         parts = [part[:, : s.vocab_size - 1] for part in logits]  # the last column is for tokens of others
         return {
             "logits": np.concatenate(parts, axis=1)[:, : self._vocab],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.backends.static_graph.backend import check_step_tokens
+from ernie_accel.backends.static_graph.backend import check_seconds, check_step_tokens
 from ernie_accel.errors import ArgumentError, BackendError, UnsupportedError
 from ernie_accel.export.signature import Signature
 from ernie_accel.export.step import Fusions
@@ -39,6 +39,8 @@ class PaddleOptions:
             ``max_context`` allow.
         tensorrt_workspace: Bytes that TensorRT may use while it chooses kernels.
         fusions: What the graph does at once; see ``ernie_accel.export.step``.
+        load_timeout: With ``tensor_parallel``: seconds that the processes may take to load their parts.
+        step_timeout: Likewise, that a step may take; after that they are ended and the call raises.
     """
 
     max_step_tokens: int = PADDLE_STEP_TOKENS
@@ -48,6 +50,8 @@ class PaddleOptions:
     tensorrt_profile: tuple[Profile, Profile, Profile] | None = None
     tensorrt_workspace: int = 1 << 30
     fusions: Fusions = field(default_factory=Fusions)
+    load_timeout: float = 600.0
+    step_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         check_step_tokens(self.max_step_tokens)
@@ -58,6 +62,8 @@ class PaddleOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ArgumentError(f"{name}={value!r}: must be a positive whole number")
+        for name in ("load_timeout", "step_timeout"):
+            check_seconds(name, getattr(self, name))
         if self.tensorrt_profile is not None:
             _check_profile(self.tensorrt_profile)
         if not self.tensorrt and (self.tensorrt_profile, self.tensorrt_workspace) != (None, 1 << 30):

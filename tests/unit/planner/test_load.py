@@ -8,6 +8,9 @@ import pytest
 
 import ernie_accel as ea
 from ernie_accel import system
+from ernie_accel.backends.base import Footprint, LoadOptions
+from ernie_accel.planner.load import plan_load
+from ernie_accel.planner.memory import DeviceMemory, device_memory
 from ernie_accel.testing import synthetic, tiny_config
 
 CONFIG = tiny_config()
@@ -74,3 +77,51 @@ def test_a_model_knows_its_plan() -> None:
     assert found.context == CONFIG.max_position_embeddings
     assert found.stages[0].kv_budget > 0
     assert "largest" in repr(found)
+
+
+class Divided:
+    """What ``Model.load`` is told of a backend that divides a model among processes of one machine."""
+
+    name, precisions, splits = "divided", ("fp32",), True
+
+    def estimate(self, config: Any, options: LoadOptions) -> Footprint:
+        ranks = options.tensor_parallel
+        assert ranks in (1, 2, 4)
+        heads = max(1, config.num_key_value_heads // ranks)
+        return Footprint(
+            kv_per_token=heads * config.num_hidden_layers * config.head_dim * 8,
+            scratch=1000,
+            runtime=5_000_000,
+        )
+
+
+DIVIDED: Any = Divided()
+
+
+def test_a_divided_model_is_planned_with_what_every_process_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(num_key_value_heads=1)
+    monkeypatch.setattr(system, "available_memory", lambda root=None: 64 << 20)
+    planned: dict[int, DeviceMemory] = {}
+    for ranks in (1, 4):
+        setting, settled = plan_load(synthetic(config), DIVIDED, LoadOptions(tensor_parallel=ranks))
+        (planned[ranks],) = device_memory(setting)
+        assert settled.memory_limit == ranks * planned[ranks].kv_budget
+    assert planned[4].devices * planned[4].runtime == 20_000_000
+    assert planned[4].usable == planned[1].usable // 4
+    # One key and value head lies in all four, and so do its projections.
+    assert planned[4].kv_per_token == planned[1].kv_per_token
+    assert planned[4].weights["attention"] > planned[1].weights["attention"] / 4
+    assert planned[4].weights["embedding"] == planned[1].weights["embedding"] / 4
+    monkeypatch.setattr(system, "available_memory", lambda root=None: 16 << 20)
+    plan_load(synthetic(config), DIVIDED, LoadOptions())
+    with pytest.raises(ea.CapacityError, match=r"needs [\d,]+ bytes in each of 4 processes"):
+        plan_load(synthetic(config), DIVIDED, LoadOptions(tensor_parallel=4))
+
+
+def test_a_limit_of_the_cache_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "available_memory", lambda root=None: 64 << 20)
+    setting, settled = plan_load(
+        synthetic(CONFIG), DIVIDED, LoadOptions(tensor_parallel=2, memory_limit=1 << 20)
+    )
+    assert settled.memory_limit == 1 << 20
+    assert device_memory(setting)[0].kv_budget == 1 << 19

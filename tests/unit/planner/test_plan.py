@@ -304,3 +304,33 @@ def test_a_device_without_a_name_in_the_catalogue() -> None:
     found = ea.plan("0.3B", devices=small)
     assert found.fits
     assert found.devices == "small"
+
+
+def test_processes_of_one_machine_share_it() -> None:
+    config = tiny_config()
+    whole, halves = (
+        ea.plan(config, devices="cpu-64G", backend="paddle", precision="fp32", tensor_parallel=n)
+        for n in (1, 2)
+    )
+    assert halves.degrees.devices == 2
+    assert halves.available == whole.available // 2
+    assert halves.device.kv_per_token == whole.device.kv_per_token // 2
+    assert (
+        halves.total()["runtime"] > 2 * whole.total()["runtime"]
+    )  # Paddle is loaded in both, and where they began
+    assert any("Tensor parallel 2 is slower than 1" in warning for warning in halves.warnings)
+    with pytest.raises(ArgumentError, match="cannot be divided"):
+        ea.plan(config, devices="cpu-64G", backend="reference", tensor_parallel=2)
+    with pytest.raises(ArgumentError, match="cannot be divided"):
+        ea.plan(config, devices="cpu-64G", backend="paddle", tensor_parallel=3)
+
+
+def test_auto_takes_the_backend_that_loading_takes() -> None:
+    config = tiny_config()
+    assert ea.plan(config, devices="cpu-64G").backend == "native"
+    assert ea.plan(config, devices="A100").backend == "fastdeploy"
+    own = ea.PaddleOptions(onednn=False)
+    assert ea.plan(config, devices="cpu-64G", precision="fp32", backend_options=own).backend == "paddle"
+    assert registry.foresee(LoadOptions(device="cuda:1")) == "fastdeploy"
+    with pytest.raises(UnsupportedError, match="no cpu"):
+        ea.plan(config, devices="cpu-64G", backend_options=ea.FastDeployOptions())

@@ -113,6 +113,17 @@ def test_how_many_share_a_model(device: str | None, wanted: Any, own: dict[str, 
     assert launch.parallel(options, ea.FastDeployOptions(**own), tiny_config()) == degree
 
 
+def test_a_copy_on_two_machines_needs_half_of_its_gpus_here() -> None:
+    own = ea.FastDeployOptions(engine_arguments={"ips": "10.0.0.1,10.0.0.2"})
+    options = LoadOptions(device="gpu:0,1", tensor_parallel=4)
+    assert launch.parallel(options, own, tiny_config()) == 4
+    assert launch.here(4, own) == 2
+    with pytest.raises(ea.ArgumentError, match="needs 4 on this machine"):
+        launch.parallel(options, ea.FastDeployOptions(), tiny_config())
+    with pytest.raises(ea.ArgumentError, match="evenly among the 2 machines"):
+        launch.parallel(LoadOptions(tensor_parallel=1), own, tiny_config())
+
+
 def test_kv_arithmetic_is_that_of_the_documentation() -> None:
     """28 layers, 4 heads of keys and values, head_dim 128, bf16: 3.5 MiB for a block of 64."""
     config = tiny_config(num_hidden_layers=28, num_key_value_heads=4, head_dim=128, num_attention_heads=20)
