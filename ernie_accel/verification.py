@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ernie_accel.display import html_table, size, text_table
@@ -85,6 +85,15 @@ def verify(plan: MemoryPlan, source: str) -> Verification:
             f"{plan.devices} cannot be verified here: plan for devices='cpu', or ask the server on them"
         )
     options = plan.setting.options
+    if plan.degrees.devices > 1:
+        raise UnsupportedError(
+            f"a model in {plan.degrees.devices} processes cannot be verified: only one process is measured here"
+        )
+    if options.backend_options is not None:
+        raise UnsupportedError(
+            f"backend_options={options.backend_options!r}: cannot be handed to the process that is measured; plan "
+            "without them"
+        )
     job = {
         "source": source,
         "backend": plan.backend,
@@ -94,6 +103,8 @@ def verify(plan: MemoryPlan, source: str) -> Verification:
         "max_context": plan.context,
         "max_batch": plan.sequences,
         "memory_limit": options.memory_limit,
+        "step_tokens": plan.step_tokens,
+        "mtp": plan.mtp,
     }
     command = [sys.executable, "-m", __name__, json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -108,6 +119,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from ernie_accel.bench.memory import MemoryWatch, resident
     from ernie_accel.model import Model
 
+    job |= _settings(job["backend"], job.pop("step_tokens"), job.pop("mtp"))
     before = resident()
     with MemoryWatch(before) as loading:
         model = Model.load(_source(job.pop("source")), progress=False, **job)
@@ -132,6 +144,19 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "mapped": max(loading.mapped, running.mapped),
         "prefill": len(prompts[0]) / read,
         "decode": sequences * rest / decoding,
+    }
+
+
+def _settings(backend: str, step_tokens: int, mtp: bool) -> dict[str, Any]:
+    """What else ``Model.load`` is to be told: the size of steps, where the backend lets one choose, and drafts."""
+    from ernie_accel.backends import registry
+    from ernie_accel.engine.options import EngineOptions
+
+    own: Any = getattr(registry.get(backend), "options_type", object)()
+    chosen = step_tokens > 0 and hasattr(own, "max_step_tokens")
+    return {
+        "backend_options": replace(own, max_step_tokens=step_tokens) if chosen else None,
+        "engine": EngineOptions(speculation="mtp") if mtp else None,
     }
 
 

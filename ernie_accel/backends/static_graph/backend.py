@@ -108,12 +108,12 @@ class StaticGraphBackend(ABC, Generic[Options]):
     def _own(self, options: LoadOptions) -> Any:
         given = options.backend_options
         if given is None:
-            return self.options_type()
+            given = self.options_type()
         if not isinstance(given, self.options_type):
             raise ArgumentError(
                 f"backend_options={given!r}: backend {self.name!r} takes {self.options_type.__name__}"
             )
-        return given
+        return replace(given, max_step_tokens=options.step_tokens) if options.step_tokens else given
 
     def _check(self, options: LoadOptions) -> None:
         check_precision(self, options)

@@ -334,3 +334,20 @@ def test_auto_takes_the_backend_that_loading_takes() -> None:
     assert registry.foresee(LoadOptions(device="cuda:1")) == "fastdeploy"
     with pytest.raises(UnsupportedError, match="no cpu"):
         ea.plan(config, devices="cpu-64G", backend_options=ea.FastDeployOptions())
+
+
+def test_the_size_of_steps_is_that_of_the_backend() -> None:
+    def planned(backend: str, tokens: int | None) -> ea.MemoryPlan:
+        return ea.plan(
+            tiny_config(),
+            devices="cpu-64G",
+            backend=backend,
+            precision="fp32",
+            step_tokens=tokens,
+            max_batch=2,
+        )
+
+    assert planned("paddle", None).step_tokens == ea.PaddleOptions().max_step_tokens
+    few, many = planned("paddle", 64), planned("paddle", 640)
+    assert (few.step_tokens, many.step_tokens) == (64, 640)
+    assert many.device.activations == 10 * few.device.activations
