@@ -78,6 +78,8 @@ def test_logits_are_those_of_one_process(config: ModelConfig, ranks: int) -> Non
         logits = model.logits(IDS)
         texts = [model.generate(ids, max_tokens=6, temperature=0).token_ids for ids in (IDS[:4], IDS)]
     with ea.Model.load(source, backend="paddle", precision="fp32", tensor_parallel=ranks) as model:
+        assert model.plan.degrees.tensor == ranks
+        assert model.plan.fits
         found = model.logits(IDS)
         together = model.generate([IDS[:4], IDS], max_tokens=6, temperature=0)
     assert found.shape == logits.shape
