@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ def find(python: str | os.PathLike[str] | None) -> Interpreter:
     path = os.fspath(python) if python is not None else env.fastdeploy_python()
     if path is None:
         return _interpreter(sys.executable, probe.describe([*NAMES, "numpy"]))
-    path = os.path.abspath(os.path.expanduser(path))
+    path = _located(path)
     command = [path, str(Path(probe.__file__)), *NAMES, "numpy"]
     try:
         result = subprocess.run(
@@ -120,6 +121,12 @@ def find(python: str | os.PathLike[str] | None) -> Interpreter:
         raise BackendUnavailableError(
             f"the Python for FastDeploy, {path}, is no Python of 3.8 or newer: {last}"
         ) from error
+
+
+def _located(path: str) -> str:
+    """Return where a program is: a bare name is looked for as a shell does, anything else is a path."""
+    on_path = shutil.which(path) if os.path.basename(path) == path else None
+    return os.path.abspath(on_path or os.path.expanduser(path))
 
 
 def environment(path: str) -> dict[str, str]:

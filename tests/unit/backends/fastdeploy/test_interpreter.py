@@ -42,6 +42,17 @@ def test_the_variable_names_one_and_the_option_wins(fake: Fake, monkeypatch: pyt
     assert interpreter.find(None).is_own
 
 
+def test_a_bare_name_is_looked_for_as_a_shell_does(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = Path(fake.python)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    assert interpreter.find(program.name).path == fake.python
+    monkeypatch.chdir(program.parent)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert interpreter.find(f"./{program.name}").path == fake.python
+
+
 @pytest.mark.parametrize("content", [None, "#!/bin/sh\necho hello\n", "#!/bin/sh\necho no >&2; exit 1\n"])
 def test_what_is_no_python_says_so(fake: Fake, content: str | None) -> None:
     program = Path(fake.python)
