@@ -20,16 +20,15 @@ from ernie_accel.backends import registry
 from ernie_accel.backends.base import LoadOptions, Runner, Step
 from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.checkpoint.base import Checkpoint
-from ernie_accel.checkpoint.exported import EXPORT_NAME, ExportedCheckpoint
-from ernie_accel.checkpoint.packed import PackedCheckpoint
+from ernie_accel.checkpoint.exported import EXPORT_NAME
 from ernie_accel.checkpoint.small_files import small_files
-from ernie_accel.checkpoint.unfinished import DiskError, check_target
+from ernie_accel.checkpoint.unfinished import DiskError
 from ernie_accel.display import html_table, size, text_table
-from ernie_accel.errors import ArgumentError, BackendError, UnsupportedCheckpointError
+from ernie_accel.errors import ArgumentError, BackendError
 from ernie_accel.export.formats import FORMATS, write_graph
 from ernie_accel.export.signature import Signature
 from ernie_accel.export.step import Fusions
-from ernie_accel.hub import resolve
+from ernie_accel.original import new_directory, open_original
 from ernie_accel.progress import reporting
 from ernie_accel.types import Progress
 
@@ -130,7 +129,7 @@ def export_graph(
         BackendError: The written graph computes something else; nothing is left behind.
     """
     began = time.perf_counter()
-    path = _target(target)
+    path = new_directory(target)
     if format not in FORMATS:
         raise ArgumentError(f"format={format!r}: must be one of {', '.join(FORMATS)}")
     if precision not in FORMATS[format].precisions:
@@ -139,32 +138,8 @@ def export_graph(
         )
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
-        checkpoint = _open(source, report, stack)
+        checkpoint = open_original(source, "export", report, stack)
         return _Export(checkpoint, format, precision, report).run(path, time_fusions, began)
-
-
-def _target(target: str | os.PathLike[str]) -> Path:
-    if not isinstance(target, (str, os.PathLike)):
-        raise ArgumentError(f"target={target!r}: must be the path of a directory to create")
-    check_target(Path(target))
-    return Path(target)
-
-
-def _open(
-    source: str | os.PathLike[str] | Checkpoint, progress: Progress | None, stack: ExitStack
-) -> Checkpoint:
-    if not isinstance(source, (str, os.PathLike)):
-        if not all(hasattr(source, name) for name in ("config", "info", "tensor")):
-            raise ArgumentError(f"source={source!r}: must be a path, a hub id, or a checkpoint")
-        return source
-    checkpoint = open_checkpoint(resolve(source, progress=progress or (lambda stage, done, total: None)))
-    stack.callback(checkpoint.close)
-    if isinstance(checkpoint, (PackedCheckpoint, ExportedCheckpoint)):
-        made = "quantized" if isinstance(checkpoint, PackedCheckpoint) else "a graph"
-        raise UnsupportedCheckpointError(
-            f"{checkpoint.directory}: is {made} already; export the checkpoint that it was made of"
-        )
-    return checkpoint
 
 
 class _Export:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = [
@@ -92,6 +93,11 @@ def peak_memory() -> int:
     """Return the largest resident memory of this process so far, bytes; 0 where the system doesn't tell."""
     if sys.platform == "win32":
         return 0
+    if sys.platform.startswith(
+        "linux"
+    ):  # where getrusage also counts what this process was before it became Python
+        with suppress(OSError, ValueError, IndexError), open("/proc/self/status", "rb") as status:
+            return 1024 * int(status.read().split(b"VmHWM:", 1)[1].split()[0])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

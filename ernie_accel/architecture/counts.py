@@ -13,20 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ernie_accel.architecture.config import ModelConfig
+from ernie_accel.architecture.spec import ROLES
 
 __all__ = ["CLASSES", "WHOLE", "Part", "active_counts", "kv_heads_of_rank", "parameter_counts"]
 
-CLASSES = (
-    "embedding",
-    "attention",
-    "ffn",
-    "experts",
-    "shared_experts",
-    "router",
-    "norm",
-    "head",
-    "mtp",
-)
+CLASSES = (*ROLES, "mtp")
 """Those of ``ROLES``, and what predicts further tokens (multi-token prediction)."""
 
 

@@ -11,15 +11,13 @@ from typing import get_args
 
 from ernie_accel.backends import registry
 from ernie_accel.backends.base import LoadOptions, PackingBackend
-from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.checkpoint.base import Checkpoint, has_multi_token
 from ernie_accel.checkpoint.packed import WEIGHTS_NAME, PackedCheckpoint
 from ernie_accel.checkpoint.packed.writer import PackedWriter
 from ernie_accel.checkpoint.small_files import small_files
-from ernie_accel.checkpoint.unfinished import check_target
 from ernie_accel.engine.local import LocalEngine
 from ernie_accel.errors import ArgumentError, CapacityError, MissingExtraError, UnsupportedCheckpointError
-from ernie_accel.hub import resolve
+from ernie_accel.original import new_directory, open_original
 from ernie_accel.progress import reporting
 from ernie_accel.quant.evaluate import Comparison, compare
 from ernie_accel.quant.packing import PackingJob
@@ -73,10 +71,10 @@ def quantize(
     began = time.perf_counter()
     if precision not in get_args(QuantPrecision):
         raise ArgumentError(f"precision={precision!r}: must be one of {', '.join(get_args(QuantPrecision))}")
-    path = _target(target)
+    path = new_directory(target)
     with ExitStack() as stack:
         report = stack.enter_context(reporting(progress))
-        checkpoint = _open(source, report, stack)
+        checkpoint = open_original(source, "quantize", report, stack)
         if checkpoint.config.head_dim % 16:
             raise UnsupportedCheckpointError(
                 f"{checkpoint.info.name}: head_dim={checkpoint.config.head_dim} is no multiple of 16, as codes need; "
@@ -84,31 +82,6 @@ def quantize(
             )
         job = _Quantization(checkpoint, Recipe.for_precision(precision), calibration, report)
         return job.run(path, began)
-
-
-def _target(target: str | os.PathLike[str]) -> Path:
-    if not isinstance(target, (str, os.PathLike)):
-        raise ArgumentError(f"target={target!r}: must be the path of a directory to create")
-    path = Path(target)
-    check_target(path)
-    return path
-
-
-def _open(
-    source: str | os.PathLike[str] | Checkpoint, progress: Progress | None, stack: ExitStack
-) -> Checkpoint:
-    if not isinstance(source, (str, os.PathLike)):
-        if not all(hasattr(source, name) for name in ("config", "info", "tensor")):
-            raise ArgumentError(f"source={source!r}: must be a path, a hub id, or a checkpoint")
-        return source
-    checkpoint = open_checkpoint(resolve(source, progress=progress or (lambda stage, done, total: None)))
-    stack.callback(checkpoint.close)
-    if isinstance(checkpoint, PackedCheckpoint):
-        raise UnsupportedCheckpointError(
-            f"{checkpoint.directory}: is quantized to {checkpoint.precision} already; quantize the checkpoint that it "
-            "was made of"
-        )
-    return checkpoint
 
 
 class _Quantization:

@@ -116,3 +116,15 @@ print(before - resident().own)
 """
     out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert int(out) > 150_000_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_is_of_this_program_and_not_of_what_started_it() -> None:
+    child = "from ernie_accel.system import peak_memory; print(peak_memory())"
+    parent = f"""
+import os, sys
+large = b"x" * (300 << 20)
+os.execv(sys.executable, [sys.executable, "-c", {child!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 200 << 20
