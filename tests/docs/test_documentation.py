@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ POET = ROOT / "examples/poet/model"
 PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+NEEDS = {"sharding.md": "paddle"}
+"""Pages whose snippets need what only ``scripts/test --all`` installs."""
+
 needs_poet = pytest.mark.skipif(
     not (POET / "model.safetensors").exists(), reason="examples/poet/model has no weights"
 )
@@ -45,6 +49,8 @@ def run(command: list[str], program: str | None = None) -> str:
 @needs_poet
 @pytest.mark.parametrize("page", pages_with("python"), ids=lambda page: page.name)
 def test_python_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+    if page.name in NEEDS and find_spec(NEEDS[page.name]) is None:
+        pytest.skip(f"{NEEDS[page.name]} is not installed; scripts/test --all has it")
     run([sys.executable, "-W", "error", "-"], "\n".join(blocks(page, "python")))
 
 
