@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ernie_accel.interrupts import deferred
+
 __all__ = [
     "affinity",
     "available_memory",
@@ -93,15 +95,19 @@ def peak_memory() -> int:
     """Return the largest resident memory of this process so far, bytes; 0 where the system doesn't tell."""
     if sys.platform == "win32":
         return 0
-    if sys.platform.startswith(
-        "linux"
-    ):  # where getrusage also counts what this process was before it became Python
-        with suppress(OSError, ValueError, IndexError), open("/proc/self/status", "rb") as status:
-            return 1024 * int(status.read().split(b"VmHWM:", 1)[1].split()[0])
+    if sys.platform.startswith("linux"):  # where getrusage counts what this process was before it became Python, too
+        with suppress(OSError, ValueError, IndexError):
+            return 1024 * int(_own_status().split(b"VmHWM:", 1)[1].split()[0])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _own_status() -> bytes:
+    # A Ctrl-C between opening and `with` would leave the file open; each result asks for this, so the moment comes.
+    with deferred(), open("/proc/self/status", "rb") as status:
+        return status.read()
 
 
 def return_freed_memory() -> None:

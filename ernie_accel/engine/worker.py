@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
 from ernie_accel.bell import Bell
-from ernie_accel.engine.interrupts import deferred
+from ernie_accel.interrupts import deferred
 from ernie_accel.errors import BackendError, CapacityError
 
 __all__ = ["Work", "Worker"]

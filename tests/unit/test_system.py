@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -128,3 +130,22 @@ os.execv(sys.executable, [sys.executable, "-c", {child!r}])
 """
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < 200 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ctrl_c_leaves_no_file_open_while_the_peak_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[IO[bytes]] = []
+
+    def open_and_interrupt(path: str, mode: str) -> IO[bytes]:
+        files.append(open(path, mode))
+        signal.raise_signal(signal.SIGINT)
+        return files[0]
+
+    monkeypatch.setattr(system, "open", open_and_interrupt, raising=False)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            system.peak_memory()
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert [file.closed for file in files] == [True]
