@@ -95,7 +95,8 @@ def peak_memory() -> int:
     """Return the largest resident memory of this process so far, bytes; 0 where the system doesn't tell."""
     if sys.platform == "win32":
         return 0
-    if sys.platform.startswith("linux"):  # where getrusage counts what this process was before it became Python, too
+    if sys.platform.startswith("linux"):
+        # getrusage counts what this process was before it became Python, too
         with suppress(OSError, ValueError, IndexError):
             return 1024 * int(_own_status().split(b"VmHWM:", 1)[1].split()[0])
     import resource

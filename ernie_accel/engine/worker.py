@@ -10,8 +10,8 @@ from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
 from ernie_accel.bell import Bell
-from ernie_accel.interrupts import deferred
 from ernie_accel.errors import BackendError, CapacityError
+from ernie_accel.interrupts import deferred
 
 __all__ = ["Work", "Worker"]
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ernie_accel as ea
-from ernie_accel.backends.mock import MockOptions
+from ernie_accel.backends.base import Step, StepResult
+from ernie_accel.backends.mock import MockOptions, MockRunner
 from ernie_accel.testing import synthetic, tiny_config
 from ernie_accel.testing.tokenizer import SAMPLE_TEXT, train_tokenizer
 
@@ -47,3 +50,25 @@ def load_mock(checkpoint_directory: Path) -> Callable[..., ea.Model]:
         return ea.Model.load(checkpoint_directory, backend="mock", backend_options=mock, **options)
 
     return load
+
+
+@pytest.fixture
+def hold_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """Have no step of ``mock`` end within a block, so that a test may take its time there."""
+
+    @contextmanager
+    def hold() -> Iterator[None]:
+        go, forward = threading.Event(), MockRunner.forward
+
+        def held(runner: MockRunner, batch: Sequence[Step]) -> list[StepResult]:
+            assert go.wait(60)
+            return forward(runner, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MockRunner, "forward", held)
+            try:
+                yield
+            finally:
+                go.set()
+
+    return hold

@@ -41,10 +41,13 @@ SAID = "after 3 0"
 PATIENCE = 60.0
 
 TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.executable, [sys.executable, '-q'])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, [sys.executable, '-q'])"
 )
-"""Takes standard input for its terminal, so that a character typed there is a signal, and becomes a Python prompt."""
+"""Takes standard input for its terminal, so that a character typed there is a signal, and becomes a Python prompt.
+
+Processes that were started in the background ignore Ctrl-C, and so would what they start.
+"""
 
 
 class Prompt:

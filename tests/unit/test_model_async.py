@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import ernie_accel as ea
 
 LoadMock = Callable[..., ea.Model]
+Hold = Callable[[], AbstractContextManager[None]]
 
 
 def idle(model: ea.Model) -> bool:
@@ -69,15 +71,16 @@ def test_mistakes_are_raised_at_the_call(load_mock: LoadMock) -> None:
             model.astream("")
 
 
-def test_cancelling_a_task_ends_its_request(load_mock: LoadMock) -> None:
-    with load_mock("abc", step_seconds=0.005) as model:
+def test_cancelling_a_task_ends_its_request(load_mock: LoadMock, hold_steps: Hold) -> None:
+    with load_mock("abc") as model:
 
         async def main() -> None:
-            task = asyncio.create_task(model.agenerate("x", max_tokens=200, ignore_eos=True))
-            await asyncio.sleep(0.03)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            with hold_steps():
+                task = asyncio.create_task(model.agenerate("x", max_tokens=200, ignore_eos=True))
+                await asyncio.sleep(0.03)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
             while not idle(model):
                 await asyncio.sleep(0.001)
 
@@ -102,48 +105,46 @@ def test_leaving_or_dropping_a_stream_ends_its_request(load_mock: LoadMock) -> N
         assert model.metrics().counters["requests_cancelled"] == 2
 
 
-def test_a_full_queue_does_not_hold_up_the_event_loop(load_mock: LoadMock) -> None:
+def test_a_full_queue_does_not_hold_up_the_event_loop(load_mock: LoadMock, hold_steps: Hold) -> None:
     options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
-    with load_mock("abcdefgh", step_seconds=0.002, **options) as model:
+    with load_mock("abcdefgh", **options) as model:
 
         async def main() -> None:
-            ticks = 0
-
-            async def tick() -> None:
-                nonlocal ticks
-                while True:
-                    ticks += 1
+            with hold_steps():
+                tasks = [asyncio.create_task(model.agenerate("x")) for _ in range(6)]
+                for _ in range(10):  # which would take until the steps are no longer held
                     await asyncio.sleep(0.001)
-
-            ticking = asyncio.create_task(tick())
-            done = await asyncio.gather(*(model.agenerate("x") for _ in range(6)))
-            ticking.cancel()
-            assert {c.text for c in done} == {"abcdefgh"}
-            assert ticks > 5
+                assert model._line._waiting
+                assert not any(task.done() for task in tasks)
+            assert {c.text for c in await asyncio.gather(*tasks)} == {"abcdefgh"}
 
         asyncio.run(main())
 
 
-def test_tasks_before_a_full_queue_hold_no_threads_and_may_leave(load_mock: LoadMock) -> None:
+def test_tasks_before_a_full_queue_hold_no_threads_and_may_leave(
+    load_mock: LoadMock, hold_steps: Hold
+) -> None:
     options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
-    with load_mock("abcdefgh", step_seconds=0.005, **options) as model:
+    with load_mock("abcdefgh", **options) as model:
 
         async def main() -> None:
-            first = [asyncio.create_task(model.agenerate("x", max_tokens=200, ignore_eos=True)) for _ in "ab"]
-            await asyncio.sleep(0.01)
-            waiting = [asyncio.create_task(model.agenerate("x")) for _ in range(50)]
-            await asyncio.sleep(0.01)
-            assert await asyncio.to_thread(lambda: 7) == 7
-            with pytest.raises(ea.DeadlineError, match="longer than its timeout"):
-                await model.agenerate("x", timeout=0.01)
-            with pytest.raises(ea.DeadlineError, match="longer than its timeout"):
-                await model.agenerate("x", n=5, timeout=0.01)
-            for task in waiting[:48]:
-                task.cancel()
-            await asyncio.wait(waiting[:48])
-            assert not any(task.done() for task in (*first, *waiting[48:]))
-            for task in first:
-                task.cancel()
+            with hold_steps():
+                ask = partial(model.agenerate, "x", max_tokens=200, ignore_eos=True)
+                first = [asyncio.create_task(ask()) for _ in "ab"]
+                await asyncio.sleep(0.01)
+                waiting = [asyncio.create_task(model.agenerate("x")) for _ in range(50)]
+                await asyncio.sleep(0.01)
+                assert await asyncio.to_thread(lambda: 7) == 7
+                with pytest.raises(ea.DeadlineError, match="longer than its timeout"):
+                    await model.agenerate("x", timeout=0.01)
+                with pytest.raises(ea.DeadlineError, match="longer than its timeout"):
+                    await model.agenerate("x", n=5, timeout=0.01)
+                for task in waiting[:48]:
+                    task.cancel()
+                await asyncio.wait(waiting[:48])
+                assert not any(task.done() for task in (*first, *waiting[48:]))
+                for task in first:
+                    task.cancel()
             assert [(await task).text for task in waiting[48:]] == ["abcdefgh"] * 2
 
         asyncio.run(main())
@@ -186,7 +187,7 @@ def test_tasks_before_a_full_queue_enter_in_order(load_mock: LoadMock) -> None:
 
 def test_closing_ends_tasks_before_a_full_queue(load_mock: LoadMock) -> None:
     options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
-    with load_mock("ab", step_seconds=0.005, **options) as model:
+    with load_mock("ab", step_seconds=0.02, **options) as model:
 
         async def main() -> None:
             ask = partial(model.agenerate, "x", max_tokens=200, ignore_eos=True)
@@ -218,15 +219,16 @@ def test_errors_come_through(load_mock: LoadMock) -> None:
         asyncio.run(closed())
 
 
-def test_submit_returns_at_once(load_mock: LoadMock) -> None:
-    with load_mock("abc", step_seconds=0.01) as model:
-        handle = model.submit("x")
-        assert not handle.done
-        assert repr(handle).endswith("tokens, not at its end>")
-        with pytest.raises(ea.ArgumentError, match=r"timeout='1': must be None or a number"):
-            handle.result(timeout="1")  # type: ignore[arg-type]
-        with pytest.raises(ea.DeadlineError, match="no result within"):
-            handle.result(timeout=0.001)
+def test_submit_returns_at_once(load_mock: LoadMock, hold_steps: Hold) -> None:
+    with load_mock("abc") as model:
+        with hold_steps():
+            handle = model.submit("x")
+            assert not handle.done
+            assert repr(handle).endswith("tokens, not at its end>")
+            with pytest.raises(ea.ArgumentError, match=r"timeout='1': must be None or a number"):
+                handle.result(timeout="1")  # type: ignore[arg-type]
+            with pytest.raises(ea.DeadlineError, match="no result within"):
+                handle.result(timeout=0.001)
         assert "".join(chunk.text for chunk in handle) == "abc"
         assert handle.done
         assert handle.result().text == "abc"

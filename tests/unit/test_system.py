@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_no_file_open_while_the_peak_is_read(monkeypatch: pytest.M
     files: list[IO[bytes]] = []
 
     def open_and_interrupt(path: str, mode: str) -> IO[bytes]:
-        files.append(open(path, mode))
+        files.append(open(path, mode))  # noqa: SIM115 - who reads it closes it
         signal.raise_signal(signal.SIGINT)
         return files[0]
 

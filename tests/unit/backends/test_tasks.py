@@ -41,4 +41,5 @@ def test_what_takes_too_long_is_nothing_and_closing_ends_the_thread(monkeypatch:
     engine = Stuck()
     assert engine.ask(asyncio.sleep(3600), 0.05) is None
     engine.close()
+    engine._thread.join(20)
     assert not engine._thread.is_alive()

@@ -330,13 +330,15 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(
     assert main is not None
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     stdin("One\nTwo\n")
+    printed, end = sys.stdout.getvalue, time.monotonic() + 20  # type: ignore[union-attr]
     with load_mock("0123456") as model:
         forward, steps = MockRunner.forward, []
 
         def interrupted(runner: MockRunner, batch: object) -> object:
             steps.append(batch)
             if len(steps) == 4:
-                time.sleep(0.1)  # what came before is printed
+                while not printed().endswith("012") and time.monotonic() < end:
+                    time.sleep(0.001)
                 signal.pthread_kill(main, signal.SIGINT)
                 time.sleep(0.1)
             return forward(runner, batch)  # type: ignore[arg-type]

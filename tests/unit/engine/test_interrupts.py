@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import threading
@@ -18,9 +19,15 @@ from ernie_accel.types import SamplingParams
 
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
-    """A process that was started in the background ignores Ctrl-C; here it must mean what it means in a terminal."""
+    """A process that was started in the background ignores Ctrl-C; here it must mean what it means in a terminal.
+
+    What other tests leave in ``gc.callbacks`` (Hypothesis does) would swallow one that comes during a collection.
+    """
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
     yield
+    gc.callbacks[:] = callbacks
     signal.signal(signal.SIGINT, old)
 
 

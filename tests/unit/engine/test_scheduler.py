@@ -215,9 +215,11 @@ def test_without_waiting_a_request_enters_as_a_whole_or_not_at_all(bench: Bench,
 
 
 def test_closing_wakes_who_waits_for_the_queue(bench: Bench, request_of: Ask) -> None:
-    engine = bench.engine(max_sequences=1, queue_size=1)
+    engine = bench.engine(max_sequences=1, queue_size=1, max_context=10**6, kv_tokens=10**7)
     gate = Gate(bench.runner, 1)
-    engine_handles = [engine.submit(request_of([5], max_tokens=50))]
+    engine_handles = [
+        engine.submit(request_of([5], max_tokens=10**6))
+    ]  # does not end before the closing comes
     errors: list[BaseException] = []
 
     def ask() -> None:

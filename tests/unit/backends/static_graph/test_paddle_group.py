@@ -155,7 +155,7 @@ def _children() -> list[int]:
 
 
 def test_a_rank_that_hangs_is_ended() -> None:
-    runner, pids = open_runner(own=ea.PaddleOptions(step_timeout=2))
+    runner, pids = open_runner(own=ea.PaddleOptions(step_timeout=5))
     seq = runner.open()
     runner.forward([Step(seq, IDS)])
     os.kill(pids[1], signal.SIGSTOP)
