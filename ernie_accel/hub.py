@@ -75,8 +75,10 @@ def resolve(
         CheckpointError: It is neither an existing path nor of the form of a hub id.
         HubError: The hub has no such repository or revision, refuses access, or cannot be reached.
         MissingExtraError: A hub id was given and huggingface_hub is not installed.
-        ArgumentError: A revision was given for a local path.
+        ArgumentError: It is empty, or a revision was given for a local path.
     """
+    if not os.fspath(path_or_id):
+        raise ArgumentError(f"source={path_or_id!r}: must be the path of a directory, or a hub id")
     path = local_path(path_or_id)
     if _exists(path):
         if revision is not None:

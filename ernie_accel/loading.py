@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ernie_accel import system
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import Backend, EngineBackend, EngineInfo, LoadOptions, PackingBackend
+from ernie_accel.backends.base import Backend, EngineBackend, EngineInfo, LoadOptions, PackingBackend, Runner
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.multi_token import require_multi_token
 from ernie_accel.checkpoint.packed import PackedCheckpoint
@@ -92,25 +92,32 @@ def load(
         ends = frozenset(file_end_ids(checkpoint.generation_config) + checkpoint.config.eos_token_ids)
         planned, options = plan_load(checkpoint, choice.backend, options)
         prepared = _prepared(checkpoint, choice.backend, options, tokenizer)
-        runner = choice.backend.open(prepared, options)
+        opened: Runner | Engine = choice.backend.open(prepared, options)
         if prepared is not checkpoint:  # what calibration took would count as this process's for ever
             del prepared
             system.return_freed_memory()
         return Loaded(
-            engine=LocalEngine(
-                runner,
-                decoder=tokenizer.stream if tokenizer else None,
-                vocab_limit=tokenizer.vocab_size if tokenizer else 0,
-                options=engine,
-            ),
+            engine=_engine(opened, tokenizer, engine),
             tokenizer=tokenizer,
             config=checkpoint.config,
-            info=_info(checkpoint.info, _name(source), runner.info, choice.reason),
+            info=_info(checkpoint.info, _name(source), opened.info, choice.reason),
             defaults=defaults,
             end_ids=ends.union(tokenizer.eos_ids if tokenizer else ()),
             directory=checkpoint.directory,
             planned=planned,
         )
+
+
+def _engine(opened: Runner | Engine, tokenizer: Tokenizer | None, options: EngineOptions | None) -> Engine:
+    """Put our engine over a Runner; a backend of somebody else may have opened one of its own."""
+    if isinstance(opened, Engine):
+        return opened
+    return LocalEngine(
+        opened,
+        decoder=tokenizer.stream if tokenizer else None,
+        vocab_limit=tokenizer.vocab_size if tokenizer else 0,
+        options=options,
+    )
 
 
 def _with_engine(place: Place, backend: EngineBackend, options: LoadOptions, reason: str) -> Loaded:
@@ -168,7 +175,7 @@ def check_options(options: LoadOptions) -> None:
         if value is not None and not (whole and value >= 1):
             raise ArgumentError(f"{name}={value!r}: must be None or a whole number of at least 1")
     parts = options.tensor_parallel
-    if parts != "auto" and (not isinstance(parts, int) or parts < 1):
+    if parts != "auto" and (not isinstance(parts, int) or isinstance(parts, bool) or parts < 1):
         raise ArgumentError(f"tensor_parallel={parts!r}: must be a whole number of at least 1 or 'auto'")
 
 

@@ -48,6 +48,8 @@ FORMATS: Mapping[str, Mapping[str, float]] = {
 }
 """Of FastDeploy's bf16, block_wise_fp8, wint8, wint4, w4a8 and wint2: embedding and head stay in 16 bits."""
 
+_KV_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
+
 _MIXED = {"": 8, "experts": 4, "embedding": 16, "head": 16}
 """wint4 of a mixture of experts: experts in 4 bits, the rest in 8."""
 
@@ -79,7 +81,7 @@ def accelerator_footprint(config: ModelConfig, options: LoadOptions) -> Footprin
     heads = kv_heads_of_rank(config, tensor)
     message = 2 * tokens * config.hidden_size * 2
     return Footprint(
-        kv_per_token=2 * heads * config.head_dim * layers * (2 if kv == "bf16" else 1),
+        kv_per_token=2 * heads * config.head_dim * layers * _KV_BYTES[kv],
         scratch=activation_bytes(config, tokens=tokens, rows=sequences, tensor=tensor),
         runtime=_RUNTIME,
         page_tokens=BLOCK_TOKENS,

@@ -334,12 +334,13 @@ class Drafts(Protocol):
 class Backend(Protocol):
     """What an entry point in the group ``ernie_accel.backends`` names: a class that is called without arguments.
 
-    It may have two attributes besides: ``options_type``, the class of its ``backend_options``, which then choose it
-    under ``backend="auto"``; and ``splits``, true if it takes ``tensor_parallel`` above 1.
+    It may have three attributes besides: ``precisions``, the names of those that it has for weights, what ``"auto"``
+    means first (without, ``open`` refuses what it lacks itself); ``options_type``, the class of its
+    ``backend_options``, which then choose it under ``backend="auto"``; and ``splits``, true if it takes
+    ``tensor_parallel`` above 1.
     """
 
     name: str
-    precisions: tuple[str, ...]
 
     def available(self) -> Availability:
         """Say whether the backend can run here, importing nothing heavy where that can be avoided."""
@@ -350,7 +351,10 @@ class Backend(Protocol):
         ...
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> Runner:
-        """Load the weights. The checkpoint may be closed afterwards."""
+        """Load the weights. The checkpoint may be closed afterwards.
+
+        ``Model.load`` takes an Engine too; a backend whose library reads the files itself is an ``EngineBackend``.
+        """
         ...
 
 

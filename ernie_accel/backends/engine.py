@@ -143,6 +143,7 @@ class Request:
     parse: Callable[[Sequence[int], str], Reply] | None = None
 
 
+@runtime_checkable
 class Handle(Protocol):
     """A request under way. Dropping it cancels the request and frees its memory."""
 

@@ -62,8 +62,9 @@ class MockOptions:
     step_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reply", tuple(self.reply))
-        object.__setattr__(self, "replies", {tuple(k): tuple(v) for k, v in self.replies.items()})
+        object.__setattr__(self, "reply", _ids("reply", self.reply))
+        replies = {_ids("replies", k): _ids("replies", v) for k, v in self.replies.items()}
+        object.__setattr__(self, "replies", replies)
         if not self.certainty > 0:
             raise ArgumentError(f"certainty={self.certainty!r}: must be a number above 0")
         if not self.step_seconds >= 0:
@@ -72,6 +73,12 @@ class MockOptions:
     def ids(self) -> tuple[int, ...]:
         """All ids of all replies."""
         return tuple(i for reply in (self.reply, *self.replies.values()) for i in reply)
+
+
+def _ids(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(value, str) or not all(isinstance(i, (int, np.integer)) for i in value):
+        raise ArgumentError(f"{name}={value!r}: must be token ids; tokenizer.encode makes them of a text")
+    return tuple(int(i) for i in value)
 
 
 class Ids:

@@ -35,6 +35,7 @@ __all__ = [
     "get",
     "names",
     "pick",
+    "precisions",
     "settle_precision",
 ]
 
@@ -231,16 +232,22 @@ def _answer(backend: Backend, options: LoadOptions | None) -> Availability:
     return backend.available()
 
 
+def precisions(backend: Backend) -> tuple[str, ...]:
+    """Return what a backend says that it has for weights, what ``"auto"`` means first; () if it does not say."""
+    return tuple(getattr(backend, "precisions", ()))
+
+
 def check_precision(backend: Backend, options: LoadOptions) -> None:
-    """Raise UnsupportedError, naming the backends that can, unless the backend has the weight precision asked for."""
-    wanted = options.precision
-    if wanted == "auto" or wanted in backend.precisions:
+    """Raise UnsupportedError, naming the backends that can, unless the backend has the weight precision asked for.
+
+    One that does not say what it has refuses by itself.
+    """
+    wanted, has = options.precision, precisions(backend)
+    if wanted == "auto" or wanted in has or not has:
         return
     able = [name for name in names() if wanted in _precisions(name)]
     advice = f"; it is offered by {', '.join(able)}" if able else "; no installed backend offers it"
-    raise UnsupportedError(
-        f"precision={wanted!r}: backend {backend.name!r} has {', '.join(backend.precisions)}{advice}"
-    )
+    raise UnsupportedError(f"precision={wanted!r}: backend {backend.name!r} has {', '.join(has)}{advice}")
 
 
 def check_split(backend: Backend, options: LoadOptions) -> None:
@@ -281,14 +288,16 @@ def _entries() -> dict[str, EntryPoint]:
 
 def _load(entry: EntryPoint) -> Backend:
     try:
-        backend = entry.load()()
+        backend: Backend = entry.load()()
     except Exception as error:  # third-party code: whatever it raises must not take the others down
         raise BackendUnavailableError(
             f"backend {entry.name!r} could not be loaded from {entry.value!r}: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(backend, Backend):
+    missing = [name for name in ("name", "available", "estimate", "open") if not hasattr(backend, name)]
+    if missing:
         raise BackendUnavailableError(
-            f"backend {entry.name!r}: {entry.value!r} is not a Backend (see ernie_accel.backends.base)"
+            f"backend {entry.name!r}: {entry.value!r} is not a Backend (see ernie_accel.backends.base): it has no "
+            f"{', '.join(missing)}"
         )
     return backend
 
@@ -304,7 +313,7 @@ def _status(name: str, options: LoadOptions | None = None) -> BackendStatus:
 def _precisions(name: str) -> tuple[str, ...]:
     """Return what a backend computes in; nothing for ``mock``, which takes any name and computes nothing."""
     try:
-        return () if name == "mock" else get(name).precisions
+        return () if name == "mock" else precisions(get(name))
     except BackendUnavailableError:
         return ()
 

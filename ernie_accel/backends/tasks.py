@@ -353,13 +353,20 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
+        for task in asyncio.all_tasks(loop):
             task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks, timeout=CLOSING_SECONDS / 2))
+        _let_end(loop)
         loop.run_until_complete(loop.shutdown_asyncgens())
+        _let_end(loop)  # the loop has begun a task for each generator that was dropped
         loop.close()
+
+
+def _let_end(loop: asyncio.AbstractEventLoop) -> None:
+    """Wait for the tasks of a loop, those included that are about to begin."""
+    loop.run_until_complete(asyncio.sleep(0))
+    tasks = asyncio.all_tasks(loop)
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=CLOSING_SECONDS / 2))
 
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from ernie_accel.display import html_table, size, text_table
 from ernie_accel.errors import ArgumentError, UnsupportedError
@@ -69,13 +69,15 @@ def advise(model: ModelSource, scenario: Scenario = "accuracy", **settings: Any)
 
     Args:
         model: As for ``ernie_accel.plan``.
-        scenario: The aim.
+        scenario: The aim; ``"latency-first"`` is another name of ``"latency"``, and so with the others.
         **settings: As for ``ernie_accel.plan``, but for ``precision``.
 
     Raises:
         ArgumentError: The scenario is none of the three, or a setting can never work.
         UnsupportedError: No precision of the backend is possible on the devices.
     """
+    if isinstance(scenario, str):
+        scenario = cast("Scenario", scenario.removesuffix("-first"))
     if scenario not in get_args(Scenario):
         raise ArgumentError(f"scenario={scenario!r}: must be one of {', '.join(get_args(Scenario))}")
     if "precision" in settings:

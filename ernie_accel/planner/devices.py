@@ -166,9 +166,9 @@ def find_devices(spec: str | Device | None, *, threads: int | None = None, probe
 
 
 def _named(name: str, spec: str) -> Device:
-    """The device of that name; without its memory, the first of that kind."""
-    wanted = name.strip().upper().replace(" ", "").replace("NVIDIA", "")
-    wanted = wanted.removesuffix("B") if wanted.endswith("GB") else wanted
+    """The device of that name; without its memory, the first of that kind. Names of the driver's are understood too."""
+    words = [word.removesuffix("B") if word.endswith("GB") else word for word in _words_of(name)]
+    wanted = "-".join(word for word in words if not _FORM.fullmatch(word))
     for key, device in CATALOGUE.items():
         if wanted in (key.upper(), key.upper().partition("-")[0]):
             return device
@@ -178,6 +178,15 @@ def _named(name: str, spec: str) -> Device:
         f"devices={spec!r}: no such device{hint}; known are cpu, {', '.join(CATALOGUE)}; any other is an "
         "ernie_accel.planner.Device(...)"
     )
+
+
+_FORM = re.compile(r"NVIDIA|GEFORCE|TESLA|PCIE|NVL|SXM\d?|HBM\w*")
+"""Words of a driver's name that say how a device is built, not which it is."""
+
+
+def _words_of(name: str) -> list[str]:
+    """``"NVIDIA A100-SXM4-80GB"`` word by word, in capitals; ``"RTX 4090"`` is one."""
+    return re.sub(r"RTX\s+", "RTX", name.strip().upper()).replace("-", " ").split()
 
 
 _ASSUMED_BANDWIDTH = 12e9

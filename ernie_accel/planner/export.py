@@ -59,6 +59,11 @@ def fastdeploy_arguments(plan: MemoryPlan, ips: Sequence[str] | None = None) -> 
         arguments["enable_expert_parallel"] = True
     if plan.precision in _QUANTIZATION:
         arguments["quantization"] = _quantization(plan)
+    elif plan.kv_precision not in ("bf16", "fp16"):
+        raise UnsupportedError(
+            f"kv_precision={plan.kv_precision!r} with weights in {plan.precision}: FastDeploy 2.x has it with "
+            "quantized weights only; plan for precision='int8', say, or for kv_precision='bf16'"
+        )
     if plan.mtp:
         arguments["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1, "model": plan.model}
     return arguments
@@ -83,15 +88,22 @@ def _quantization(plan: MemoryPlan) -> str | dict[str, str]:
 def paddle_settings(plan: MemoryPlan) -> dict[str, Any]:
     """Return degrees and start command; see ``MemoryPlan.to_paddle``."""
     setting, degrees = plan.setting, plan.degrees
-    if setting.on_cpu:
+    if setting.on_cpu and degrees.devices == 1:
         raise UnsupportedError(
-            "degrees of paddle.distributed are for several devices: plan for '4xA100', say"
+            "degrees of paddle.distributed are for several devices or processes: plan for '4xA100', say, or for a cpu "
+            "with backend='paddle' and tensor_parallel=2"
         )
-    per_node = setting.devices.device.per_node
-    here = min(degrees.devices, per_node)
-    launch = ["python", "-m", "paddle.distributed.launch", "--gpus", ",".join(map(str, range(here)))]
-    if degrees.devices > per_node:
-        launch += ["--nnodes", str(-(-degrees.devices // per_node))]
+    launch = ["python", "-m", "paddle.distributed.launch"]
+    flags: dict[str, Any] = {}
+    if setting.on_cpu:  # processes of one machine, which exchange through gloo
+        launch += ["--nproc_per_node", str(degrees.devices)]
+        flags["PADDLE_DISTRI_BACKEND"] = "gloo"
+    else:
+        per_node = setting.devices.device.per_node
+        launch += ["--gpus", ",".join(map(str, range(min(degrees.devices, per_node))))]
+        flags["FLAGS_fraction_of_gpu_memory_to_use"] = setting.utilization
+        if degrees.devices > per_node:
+            launch += ["--nnodes", str(-(-degrees.devices // per_node))]
     return {
         # fleet.DistributedStrategy().hybrid_configs = ...
         "hybrid_configs": {
@@ -102,7 +114,7 @@ def paddle_settings(plan: MemoryPlan) -> dict[str, Any]:
             "ep_degree": degrees.expert,
         },
         "launch": launch,
-        "flags": {"FLAGS_fraction_of_gpu_memory_to_use": setting.utilization},
+        "flags": flags,
     }
 
 

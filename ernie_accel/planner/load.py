@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
+from ernie_accel.backends import registry
 from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.display import size
@@ -12,6 +13,7 @@ from ernie_accel.errors import CapacityError
 from ernie_accel.planner.devices import machine, shared_out
 from ernie_accel.planner.limits import largest_context, with_load
 from ernie_accel.planner.memory import DeviceMemory, device_memory
+from ernie_accel.planner.precisions import UNSAID
 from ernie_accel.planner.setting import Degrees, Setting
 from ernie_accel.planner.subject import find_subject
 
@@ -49,7 +51,8 @@ def plan_load(checkpoint: Checkpoint, backend: Backend, options: LoadOptions) ->
 
 def _setting(checkpoint: Checkpoint, backend: Backend, options: LoadOptions) -> Setting:
     subject = find_subject(checkpoint)
-    precision = backend.precisions[0] if options.precision == "auto" else options.precision
+    offered = registry.precisions(backend) or (UNSAID,)
+    precision = offered[0] if options.precision == "auto" else options.precision
     ranks = 1 if options.tensor_parallel == "auto" else options.tensor_parallel
     limit = options.memory_limit
     asked = replace(
@@ -68,20 +71,21 @@ def _setting(checkpoint: Checkpoint, backend: Backend, options: LoadOptions) -> 
         precision=precision,
         options=asked,
         degrees=Degrees(tensor=ranks),
-        offered=backend.precisions,
+        offered=offered,
         packs=isinstance(backend, PackingBackend),
     )
 
 
 def _refusal(setting: Setting, memory: DeviceMemory, options: LoadOptions) -> str:
-    longest = largest_context(setting)
+    longest, ranks = largest_context(setting), setting.degrees.tensor
     if longest:
         most = f"the largest context that fits is {longest:,} tokens"
+    elif memory.fixed + memory.kv_bytes <= memory.usable:
+        most = f"no context fits: raise memory_limit to {memory.kv_bytes * ranks:,} at least"
     else:
         most = "no context fits: choose a smaller precision, or free memory"
     limit = "" if options.memory_limit is None else f" (memory_limit={options.memory_limit:,})"
     load = f"one sequence of {setting.context:,} tokens" if options.max_context else "one page of KV cache"
-    ranks = setting.degrees.tensor
     each = "" if ranks == 1 else f" in each of {ranks} processes"
     return (
         f"{setting.subject.name} in {setting.precision} needs {memory.required:,} bytes{each}: weights "

@@ -193,7 +193,7 @@ class MemoryPlan:
         """Return the settings of a hybrid-parallel group of ``paddle.distributed`` for this plan: degrees and start.
 
         Raises:
-            UnsupportedError: The plan is for a processor.
+            UnsupportedError: The plan is for one process on a processor.
         """
         from ernie_accel.planner.export import paddle_settings
 

@@ -13,6 +13,7 @@ from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend
 from ernie_accel.errors import ArgumentError, UnsupportedError
 from ernie_accel.hub import check_hub_options
 from ernie_accel.planner.changes import changes_of
+from ernie_accel.planner.checks import check_counts, check_switches, check_utilization
 from ernie_accel.planner.degrees import Degree, Wishes, choose_degrees
 from ernie_accel.planner.devices import Device, Devices, find_devices, shared_out
 from ernie_accel.planner.limits import constraint, largest_context, largest_sequences
@@ -20,7 +21,7 @@ from ernie_accel.planner.loading import loading_bytes, mapped_bytes
 from ernie_accel.planner.memory import device_memory, footprint_of
 from ernie_accel.planner.notes import assumptions_of, warnings_of
 from ernie_accel.planner.plan import MemoryPlan
-from ernie_accel.planner.precisions import precision_name
+from ernie_accel.planner.precisions import UNSAID, kv_precision_name, precision_name
 from ernie_accel.planner.setting import Estimator, Setting
 from ernie_accel.planner.speed import speed_of
 from ernie_accel.planner.subject import ModelSource, Subject, find_subject
@@ -93,21 +94,21 @@ def plan(
         HubError: A hub id cannot be resolved.
     """
     check_hub_options(revision, cache_dir)
+    counts = {"max_context": max_context, "max_batch": max_batch, "step_tokens": step_tokens}
+    check_counts(**counts, memory_limit=memory_limit, threads=threads)
+    check_switches(expert_parallel=expert_parallel, mtp=mtp, probe=probe)
+    check_utilization(utilization)
     subject = find_subject(model, revision=revision, cache_dir=cache_dir)
     found = find_devices(devices, threads=threads, probe=probe)
     chosen = _backend(backend, found, backend_options)
     if found.device.kind == "cpu" and getattr(chosen.found, "splits", False):
         found, memory_limit = _processes(found.device, tensor_parallel, memory_limit)
-    for what, value in (("max_context", max_context), ("max_batch", max_batch), ("step_tokens", step_tokens)):
-        _check_count(what, value)
-    if not isinstance(utilization, (int, float)) or not 0.1 <= utilization <= 1:
-        raise ArgumentError(f"utilization={utilization!r}: must be from 0.1 to 1")
     if mtp and not subject.config.num_nextn_predict_layers:
         raise ArgumentError(
             f"mtp=True: {subject.name} has no multi-token prediction; 21B-A3B and 300B-A47B have it"
         )
     options = LoadOptions(
-        kv_precision=cast("Any", precision_name(kv_precision, what="kv_precision")),
+        kv_precision=cast("Any", kv_precision_name(kv_precision)),
         device=found.device.kind,
         max_context=_context(subject, max_context),
         max_batch=max_batch or 1,
@@ -274,7 +275,7 @@ def _backend(name: str, devices: Devices, backend_options: object | None) -> _Pl
         there = name in registry.names()
         return _Planned(name, registry.get(name).estimate if there else accelerator_footprint, tuple(FORMATS))
     found = registry.get(name)
-    return _Planned(name, found.estimate, tuple(found.precisions), found)
+    return _Planned(name, found.estimate, registry.precisions(found) or (UNSAID,), found)
 
 
 def _fixed_tensor(subject: Subject, wanted: Degree) -> Degree:
@@ -295,9 +296,3 @@ def _context(subject: Subject, wanted: int | None) -> int:
             f"max_context={context}: must lie in [1, {trained}], what the model was trained for"
         )
     return context
-
-
-def _check_count(name: str, value: object) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (whole and cast(int, value) >= 1):
-        raise ArgumentError(f"{name}={value!r}: must be None or a whole number of at least 1")

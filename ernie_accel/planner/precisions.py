@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ernie_accel.errors import ArgumentError
 
-__all__ = ["ALIASES", "PRECISIONS", "precision_name"]
+__all__ = ["ALIASES", "KV_PRECISIONS", "PRECISIONS", "UNSAID", "kv_precision_name", "precision_name"]
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8", "int4", "w4a8", "int2")
 """From the widest to the narrowest."""
@@ -24,10 +24,22 @@ ALIASES = {
 }
 
 
-def precision_name(name: object, *, what: str = "precision") -> str:
+UNSAID = "fp32"
+"""What is planned for with a backend that does not say which precisions it has."""
+
+KV_PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8")
+"""Formats of keys and values; a backend refuses what it lacks of them."""
+
+
+def precision_name(name: object, *, what: str = "precision", among: tuple[str, ...] = PRECISIONS) -> str:
     """Return our name of a precision; ``"auto"`` stays. Raises ArgumentError, naming those that there are."""
     given = str(name).lower()
     found = ALIASES.get(given, given)
-    if found == "auto" or found in PRECISIONS:
+    if found == "auto" or found in among:
         return found
-    raise ArgumentError(f"{what}={name!r}: must be one of auto, {', '.join(PRECISIONS)}")
+    raise ArgumentError(f"{what}={name!r}: must be one of auto, {', '.join(among)}")
+
+
+def kv_precision_name(name: object) -> str:
+    """Return our name of a precision of the KV cache, as ``precision_name`` does."""
+    return precision_name(name, what="kv_precision", among=KV_PRECISIONS)

@@ -105,9 +105,9 @@ def _named(
 def _published(name: str) -> str | None:
     """The shape that a name, an abbreviation of it, or the hub id of a published repository stands for."""
     publisher, _, rest = name.rpartition("/")
-    if publisher:
-        found = re.fullmatch(r"ERNIE-4\.5-((?:VL-)?[\d.]+B(?:-A\d+B)?)(?:-.*)?", rest)
-        return found[1] if found and publisher in _PUBLISHERS and found[1] in _SHAPES else None
+    found = re.fullmatch(r"ERNIE-4\.5-((?:VL-)?[\d.]+B(?:-A\d+B)?)(?:-.*)?", rest)
+    if publisher or found:
+        return found[1] if found and publisher in ("", *_PUBLISHERS) and found[1] in _SHAPES else None
     wanted = rest.upper()
     for shape in _SHAPES:
         if wanted in (shape.upper(), re.sub(r"-A\d+B$", "", shape)):

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
+from ernie_accel.backends import registry
 from ernie_accel.backends.base import Backend, LoadOptions, PackingBackend
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.packed import PackedCheckpoint, units
@@ -44,7 +45,8 @@ def prepare(
         CheckpointError: A tensor is damaged, or holds values that are no numbers.
         CapacityError: The system's memory does not suffice for calibration.
     """
-    precision = backend.precisions[0] if options.precision == "auto" else options.precision
+    offered = registry.precisions(backend)
+    precision = offered[0] if options.precision == "auto" and offered else options.precision
     config = checkpoint.config
     if precision not in ("int8", "int4") or not isinstance(backend, PackingBackend):
         return checkpoint

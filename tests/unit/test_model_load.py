@@ -112,3 +112,8 @@ def test_info_and_config_say_what_was_loaded(model: ea.Model, checkpoint_directo
         "fp32",
         "fp32",
     )
+
+
+def test_true_is_no_number_of_parts() -> None:
+    with pytest.raises(ea.ArgumentError, match="tensor_parallel=True"):
+        ea.Model.load(synthetic(tiny_config()), backend="reference", tensor_parallel=True)

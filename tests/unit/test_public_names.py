@@ -76,6 +76,12 @@ def test_doctor_survives_a_level_that_cannot_be(monkeypatch: pytest.MonkeyPatch)
     assert not report.backends["native"].ok
 
 
+def test_a_handle_is_one(checkpoint_directory: Path) -> None:
+    with ea.Model.load(checkpoint_directory, backend="mock") as model:
+        assert isinstance(model.submit([5], max_tokens=1), ea.Handle)
+        assert not isinstance(model.stream([5], max_tokens=1), ea.Handle)
+
+
 def test_inspect_reads_headers(checkpoint_directory: Path) -> None:
     info = ea.inspect(checkpoint_directory)
     assert (info.architecture, info.layout) == ("ernie4_5", "pt")

@@ -111,3 +111,9 @@ def test_model_load_with_a_directory_and_with_a_virtual_checkpoint(tmp_path: Pat
 def test_the_tensors_of_a_published_shape_are_not_touched() -> None:
     with ea.Model.load(synthetic("300B-A47B"), backend="mock") as model:
         assert len(model.generate([1], max_tokens=3, temperature=0).token_ids) == 3
+
+
+def test_a_reply_is_ids() -> None:
+    for wrong in ({"reply": "text"}, {"reply": ["a"]}, {"replies": {(1,): "text"}}):
+        with pytest.raises(ArgumentError, match="must be token ids"):
+            MockOptions(**wrong)

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+import ernie_accel as ea
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import Availability, LoadOptions
+from ernie_accel.backends.base import Availability, Engine, Footprint, LoadOptions, Runner
 from ernie_accel.backends.reference import ReferenceBackend
 from ernie_accel.backends.registry import BackendStatus, BackendTable
+from ernie_accel.checkpoint.base import Checkpoint
+from ernie_accel.engine.local import LocalEngine
 from ernie_accel.errors import ArgumentError, BackendUnavailableError, UnsupportedError
+from ernie_accel.testing import synthetic, tiny_config
 
 OURS = {
     "native": "ernie_accel.backends.native.backend:NativeBackend",
@@ -177,3 +181,38 @@ def test_a_source_folder_that_nobody_installed_is_explained(monkeypatch: pytest.
         registry.get("native")
     with pytest.raises(BackendUnavailableError, match="pip install --editable"):
         registry.choose("auto")
+
+
+class Least:
+    """What the contract asks for and nothing more."""
+
+    name = "theirs"
+
+    def available(self) -> Availability:
+        return Availability(True, "Runs anywhere.")
+
+    def estimate(self, config: Any, options: LoadOptions) -> Footprint:
+        return Footprint(kv_per_token=1, scratch=1, runtime=1)
+
+    def open(self, checkpoint: Checkpoint, options: LoadOptions) -> Runner | Engine:
+        if options.precision not in ("auto", "fp32"):
+            raise UnsupportedError("theirs has fp32")
+        return ReferenceBackend().open(checkpoint, LoadOptions())
+
+
+class OpensAnEngine(Least):
+    def open(self, checkpoint: Checkpoint, options: LoadOptions) -> Runner | Engine:
+        runner = super().open(checkpoint, options)
+        assert isinstance(runner, Runner)
+        return LocalEngine(runner)
+
+
+@pytest.mark.parametrize("made", [Least, OpensAnEngine])
+def test_the_least_that_a_backend_is_will_do(installed: dict[str, Any], made: type) -> None:
+    installed["theirs"] = made
+    with ea.Model.load(synthetic(tiny_config()), backend="theirs") as model:
+        assert model.info.precision == "fp32"
+        assert model.generate([1, 2], max_tokens=3, ignore_eos=True).usage.completion_tokens == 3
+    with pytest.raises(UnsupportedError, match="theirs has fp32"):
+        ea.Model.load(synthetic(tiny_config()), backend="theirs", precision="int8")
+    assert ea.plan(tiny_config(), devices="cpu", backend="theirs").precision == "fp32"

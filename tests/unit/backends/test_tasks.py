@@ -43,3 +43,33 @@ def test_what_takes_too_long_is_nothing_and_closing_ends_the_thread(monkeypatch:
     engine.close()
     engine._thread.join(20)
     assert not engine._thread.is_alive()
+
+
+class Careless(Stuck):
+    """An engine that leaves a task behind, which drops a generator that has something to do at its end."""
+
+    ended = 0
+
+    async def shut(self) -> None:
+        self.left = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        numbers = self._numbers()
+        await numbers.__anext__()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            del numbers
+
+    async def _numbers(self) -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0.01)
+            self.ended += 1
+
+
+def test_what_is_dropped_at_the_end_ends_before_the_loop_does() -> None:
+    engine = Careless()
+    engine.close()
+    assert engine.ended == 1

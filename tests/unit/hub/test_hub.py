@@ -356,6 +356,11 @@ def test_without_the_extra_one_sentence_says_how_to_install_it(
         hub.resolve("baidu/model")
 
 
+def test_nothing_is_no_place() -> None:
+    with pytest.raises(ArgumentError, match="source='': must be the path of a directory, or a hub id"):
+        hub.resolve("")
+
+
 def test_paths_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no such directory"):

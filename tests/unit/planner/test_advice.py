@@ -43,6 +43,7 @@ def test_where_nothing_fits_it_says_so() -> None:
 def test_advice_shows_itself() -> None:
     found = ea.advise("0.3B", "latency", devices="A100")
     assert "latency first" in repr(found)
+    assert repr(ea.advise("0.3B", "latency-first", devices="A100")) == repr(found)  # type: ignore[arg-type]
     assert "int4" in repr(found)
     assert found._repr_html_().startswith("<strong>Advice")
 

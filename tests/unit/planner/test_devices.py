@@ -20,6 +20,12 @@ from ernie_accel.planner.links import LINKS
         ("H20-141GB", "H20-141G", 1),
         ("NVIDIA L20", "L20-48G", 1),
         ("2xA100-40G", "A100-40G", 2),
+        ("NVIDIA A100-SXM4-80GB", "A100-80G", 1),
+        ("A100-PCIE-40GB", "A100-40G", 1),
+        ("NVIDIA H100 80GB HBM3", "H100-80G", 1),
+        ("8xH100-SXM", "H100-80G", 8),
+        ("Tesla V100-SXM2-32GB", "V100-32G", 1),
+        ("NVIDIA GeForce RTX 4090", "RTX4090-24G", 1),
     ],
 )
 def test_a_string_names_devices(spec: str, name: str, count: int) -> None:

@@ -109,6 +109,9 @@ def test_what_fastdeploy_lacks_is_refused() -> None:
         here.to_fastdeploy()
     with pytest.raises(UnsupportedError, match="several devices"):
         here.to_paddle()
+    small_cache = ea.plan("0.3B", devices="H100", precision="bf16", kv_precision="int8")
+    with pytest.raises(UnsupportedError, match="with quantized weights only"):
+        small_cache.to_fastdeploy()
 
 
 def test_paddle_gets_its_degrees() -> None:
@@ -122,6 +125,14 @@ def test_paddle_gets_its_degrees() -> None:
         "ep_degree": 1,
     }
     assert settings["launch"][-2:] == ["--nnodes", "2"]
+
+
+def test_processes_of_one_machine_have_degrees_too() -> None:
+    found = ea.plan("0.3B", devices="cpu", backend="paddle", tensor_parallel=2)
+    settings = found.to_paddle()
+    assert settings["hybrid_configs"]["mp_degree"] == 2
+    assert settings["launch"][-2:] == ["--nproc_per_node", "2"]
+    assert settings["flags"] == {"PADDLE_DISTRI_BACKEND": "gloo"}
 
 
 def test_kubernetes_gets_resources_that_hold_the_plan() -> None:

@@ -125,3 +125,9 @@ def test_a_limit_of_the_cache_is_that_of_all_processes(monkeypatch: pytest.Monke
     )
     assert settled.memory_limit == 1 << 20
     assert device_memory(setting)[0].kv_budget == 1 << 19
+
+
+def test_a_limit_too_small_for_a_page_is_what_to_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "available_memory", lambda root=None: 1 << 30)
+    with pytest.raises(ea.CapacityError, match="no context fits: raise memory_limit to 2,048 at least"):
+        ea.Model.load(synthetic(CONFIG), backend="reference", memory_limit=1)

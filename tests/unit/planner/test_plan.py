@@ -203,7 +203,16 @@ def test_what_backend_or_device_lacks_is_refused(settings: dict[str, Any], words
         {"step_tokens": 1.5},
         {"utilization": 1.5},
         {"utilization": "all"},
+        {"utilization": True},
         {"precision": "int3"},
+        {"kv_precision": "int4"},
+        {"memory_limit": 0},
+        {"memory_limit": "all"},
+        {"threads": 0},
+        {"threads": "all"},
+        {"expert_parallel": "yes"},
+        {"mtp": 1},
+        {"probe": "no"},
         {"backend": "nothing"},
     ],
 )
@@ -351,3 +360,12 @@ def test_the_size_of_steps_is_that_of_the_backend() -> None:
     few, many = planned("paddle", 64), planned("paddle", 640)
     assert (few.step_tokens, many.step_tokens) == (64, 640)
     assert many.device.activations == 10 * few.device.activations
+
+
+def test_the_cache_takes_the_bytes_of_its_precision() -> None:
+    taken = {
+        name: ea.plan("0.3B", devices="H100", kv_precision=name).device.kv_per_token
+        for name in ("fp32", "bf16", "fp16", "fp8", "int8")
+    }
+    bf16 = 2 * 2 * 128 * 18 * 2
+    assert taken == {"fp32": 2 * bf16, "bf16": bf16, "fp16": bf16, "fp8": bf16 // 2, "int8": bf16 // 2}

@@ -24,6 +24,9 @@ from ernie_accel.testing import synthetic, tiny_config
         ("21b", 2560, None, None),
         ("300B-A47B", 8192, None, None),
         ("VL-28B", 2560, None, None),
+        ("ERNIE-4.5-0.3B", 1024, None, None),
+        ("ERNIE-4.5-VL-28B-A3B-PT", 2560, None, None),
+        ("ERNIE-4.5-300B-A47B-2Bits-Paddle", 8192, "int2", None),
         ("VL-424B-A47B", 8192, None, None),
         ("baidu/ERNIE-4.5-21B-A3B-Thinking", 2560, None, None),
         ("PaddlePaddle/ERNIE-4.5-VL-28B-A3B-PT", 2560, None, None),
@@ -41,7 +44,7 @@ def test_published_models_are_known_without_a_download(
     assert bool(found.extras) == ("VL" in name)
 
 
-@pytest.mark.parametrize("name", ["7B", "no/such/directory", "", 7, None])
+@pytest.mark.parametrize("name", ["7B", "ERNIE-4.5-7B", "no/such/directory", "", 7, None])
 def test_what_names_no_model_is_refused(name: Any) -> None:
     with pytest.raises(ArgumentError, match="model="):
         find_subject(name)
