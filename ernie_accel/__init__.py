@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from ernie_accel.backends.static_graph.onnxruntime import OnnxRuntimeOptions
     from ernie_accel.backends.static_graph.paddle_settings import PaddleOptions
     from ernie_accel.checkpoint import inspect
-    from ernie_accel.conversation import Conversation, ConversationStream
+    from ernie_accel.conversation import Conversation
+    from ernie_accel.conversation_streams import AsyncConversationStream, ConversationStream
     from ernie_accel.diagnosis import Report, doctor
     from ernie_accel.engine.options import EngineOptions
     from ernie_accel.engine.stream import AsyncTokenStream, TokenStream
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Advice",
     "ArgumentError",
+    "AsyncConversationStream",
     "AsyncTokenStream",
     "BackendError",
     "BackendProcessError",
@@ -134,9 +136,10 @@ __version__ = "0.1.0.dev0"
 # Imported when they are first asked for: all at once would triple the time of ``import ernie_accel``.
 _LATER = {
     "Advice": "ernie_accel.planner.advice",
+    "AsyncConversationStream": "ernie_accel.conversation_streams",
     "AsyncTokenStream": "ernie_accel.engine.stream",
     "Conversation": "ernie_accel.conversation",
-    "ConversationStream": "ernie_accel.conversation",
+    "ConversationStream": "ernie_accel.conversation_streams",
     "EngineOptions": "ernie_accel.engine.options",
     "FastDeployOptions": "ernie_accel.backends.fastdeploy.options",
     "FastDeployRuntimeOptions": "ernie_accel.backends.static_graph.fastdeploy_options",

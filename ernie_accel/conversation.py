@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,17 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from typing_extensions import Unpack
 
 from ernie_accel.checkpoint.writer import replace_file
-from ernie_accel.engine.stream import TokenStream
+from ernie_accel.conversation_streams import AsyncConversationStream, ConversationStream
 from ernie_accel.errors import ArgumentError, CheckpointError, ContextLengthError
-from ernie_accel.generation import Generation
+from ernie_accel.generation import check_block
+from ernie_accel.generation_async import AsyncGeneration
 from ernie_accel.signatures import override, spelled_out
-from ernie_accel.types import Chunk, Completion, Message, Sampling, SamplingParams
+from ernie_accel.types import Completion, Message, Sampling, SamplingParams
 
 if TYPE_CHECKING:
-    from ernie_accel.engine.request import Handle
+    from ernie_accel.engine.request import Handle, Request
     from ernie_accel.tokenizer import Tokenizer
 
-__all__ = ["Conversation", "ConversationStream", "Overflow", "Speaker"]
+__all__ = ["Conversation", "Overflow", "Speaker"]
 
 Overflow = Literal["error", "drop_oldest"]
 """What happens when the context is full: ContextLengthError, or the oldest exchanges are forgotten."""
@@ -38,7 +38,7 @@ MOST_SAVED_BYTES = 256 << 20
 class Speaker:
     """What a conversation needs of a model."""
 
-    model: Generation
+    model: AsyncGeneration
     tokenizer: Tokenizer
     max_context: int
     vocab_size: int
@@ -96,7 +96,7 @@ class Conversation:
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._ids: tuple[int, ...] = ()
         self._points: list[_Point] = []
-        self._answer: weakref.ref[ConversationStream] | None = None
+        self._answer: weakref.ref[ConversationStream | AsyncConversationStream] | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -153,17 +153,53 @@ class Conversation:
         Raises:
             ArgumentError: Another answer is under way; or as in ``Model.stream_chat``.
         """
-        self._check_idle()
-        if not isinstance(content, str):
-            raise ArgumentError(f"content={content!r}: must be a string")
-        settings = override(params or self.params, sampling)
-        messages: list[Message] = [*self._messages, {"role": "user", "content": content}]
-        messages, ids = self._fitting(messages, settings)
-        handle = self._speaker.model._stream_turn(ids, settings, timeout, priority).handle
-        stream = ConversationStream(
-            handle, lambda done: self._take(messages, ids, bool(settings.stop), done), self._give_up
-        )
+        request, take = self._asked(content, params, timeout, priority, sampling)
+        stream = ConversationStream(self._speaker.model._start(request), take, self._give_up)
         self._answer = weakref.ref(stream)  # one that is dropped is no longer under way
+        return stream
+
+    @spelled_out
+    async def asend(
+        self,
+        content: str,
+        params: SamplingParams | None = None,
+        *,
+        block: bool = True,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> Completion:
+        """``send`` for asyncio; ``block`` is that of ``Model.achat``.
+
+        Where the call fails, or its task is cancelled, the conversation is as it was before.
+        """
+        stream = self.astream(content, params, block=block, timeout=timeout, priority=priority, **sampling)
+        return await stream.result()
+
+    @spelled_out
+    def astream(
+        self,
+        content: str,
+        params: SamplingParams | None = None,
+        *,
+        block: bool = True,
+        timeout: float | None = None,
+        priority: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncConversationStream:
+        """``stream`` for asyncio, best in an ``async with`` block; ``block`` is that of ``Model.astream_chat``.
+
+        The exchange becomes part of the conversation as with ``stream``: a task that is cancelled while it waits for
+        the next piece leaves the answer as far as it came.
+        """
+        check_block(block)
+        request, take = self._asked(content, params, timeout, priority, sampling)
+
+        async def begin() -> Handle:
+            return await self._speaker.model._astart(request, block=block)
+
+        stream = AsyncConversationStream(begin, take, self._give_up)
+        self._answer = weakref.ref(stream)
         return stream
 
     def rewind(self, exchanges: int = 1) -> None:
@@ -188,7 +224,11 @@ class Conversation:
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write messages, ids and settings to a JSON file, at once or not at all."""
+        """Write messages, ids and settings to a JSON file, at once or not at all.
+
+        Raises:
+            CheckpointError: It cannot be written there; the ``OSError`` is its ``__cause__``.
+        """
         state = {
             "format": FORMAT,
             "model": self._speaker.identity,
@@ -234,6 +274,24 @@ class Conversation:
             if not (0 <= point.messages < len(loaded._messages) and 0 <= point.tokens <= len(loaded._ids)):
                 raise ValueError("its exchanges do not fit its messages")
         return loaded
+
+    def _asked(
+        self,
+        content: str,
+        params: SamplingParams | None,
+        timeout: float | None,
+        priority: int,
+        sampling: Mapping[str, Any],
+    ) -> tuple[Request, Callable[[Completion], None]]:
+        """Return the request for the next answer, and what makes the exchange part of the conversation."""
+        self._check_idle()
+        if not isinstance(content, str):
+            raise ArgumentError(f"content={content!r}: must be a string")
+        settings = override(params or self.params, sampling)
+        said: list[Message] = [*self._messages, {"role": "user", "content": content}]
+        messages, ids = self._fitting(said, settings)
+        request = self._speaker.model._turn_of(ids, settings, timeout, priority)
+        return request, lambda done: self._take(messages, ids, bool(settings.stop), done)
 
     def _fitting(self, messages: list[Message], settings: SamplingParams) -> tuple[list[Message], list[int]]:
         """Return messages and their ids, the oldest dropped where that is wanted."""
@@ -305,61 +363,6 @@ class Conversation:
 
     def _give_up(self) -> None:
         self._answer = None
-
-
-class ConversationStream(TokenStream):
-    """An answer in a conversation, which becomes part of it at its end; see ``Conversation.stream``."""
-
-    def __init__(
-        self, handle: Handle, take: Callable[[Completion], None], give_up: Callable[[], None]
-    ) -> None:
-        super().__init__(handle)
-        self._take = take
-        self._give_up = give_up
-        self._recorded = False
-        self._recording = threading.RLock()
-
-    def __next__(self) -> Chunk:
-        try:
-            chunk = super().__next__()
-        except BaseException:  # Ctrl-C among them, and then nobody waits for the rest
-            self.handle.cancel()
-            self._record()
-            raise
-        if chunk.finish_reason is not None:
-            self._record()
-        return chunk
-
-    def cancel(self) -> None:
-        """End the answer within one step; what there is of it stays in the conversation."""
-        super().cancel()
-        self._record()
-
-    def discard(self) -> None:
-        """End the answer within one step and leave the conversation as it was; harmless once it is part of it."""
-        self.handle.cancel()
-        if not self._recorded:
-            self._recorded = True
-            self._give_up()
-
-    def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end and return the whole."""
-        done = super().result(timeout)
-        self._record()
-        return done
-
-    def _record(self) -> None:
-        """Hand the answer to the conversation, once; one that failed is no answer."""
-        with self._recording:  # who cancels may be another thread
-            if self._recorded:
-                return
-            self._recorded = True
-            try:
-                done = self.handle.result()
-            except BaseException:
-                self._give_up()
-                raise
-            self._take(done)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

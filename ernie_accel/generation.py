@@ -1,4 +1,4 @@
-"""The generating methods of ``Model``, for threads and for asyncio, over one engine."""
+"""The generating methods of ``Model`` that wait, or return a handle; ``generation_async.py`` has those for asyncio."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy.typing as npt
 from typing_extensions import TypeIs, Unpack
 
 from ernie_accel.engine.request import Handle, Request, Turn
-from ernie_accel.engine.stream import AsyncTokenStream, TokenStream, completed
+from ernie_accel.engine.stream import TokenStream
 from ernie_accel.errors import ArgumentError
 from ernie_accel.progress import check_progress, reporting
 from ernie_accel.signatures import override, single, spelled_out
 from ernie_accel.types import Completion, Progress, Sampling, SamplingParams
 
-__all__ = ["Generation", "Ids", "Prompts", "TextOrIds", "is_one"]
+__all__ = ["UNDER_WAY", "Generation", "Ids", "Messages", "Prompts", "TextOrIds", "check_block", "is_one"]
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 TextOrIds = str | Ids
@@ -30,7 +30,7 @@ UNDER_WAY = 256
 
 
 class Generation(ABC):
-    """generate, stream, chat, stream_chat, submit, and their twins for asyncio. All take the same keywords:
+    """generate, stream, submit, chat, stream_chat, submit_chat. All take the same keywords:
 
     * every field of ``SamplingParams``, which overrides the one of ``params``; None means that it was not given;
     * ``timeout``: seconds from the call after which the request fails with DeadlineError;
@@ -145,8 +145,7 @@ class Generation(ABC):
             QueueFullError: The queue is full, and ``block`` is false.
         """
         settings = override(params, sampling)
-        if not isinstance(block, bool):
-            raise ArgumentError(f"block={block!r}: must be True or False; timeout=... takes seconds")
+        check_block(block)
         if not is_one(prompt):
             raise ArgumentError("prompt: submit takes one prompt; call it for each of them")
         (request,) = self._requests([prompt], settings, timeout, priority)
@@ -198,91 +197,31 @@ class Generation(ABC):
         settings = single(override(params, sampling))
         return TokenStream(self._start(self._turn(messages, tools, settings, timeout, priority)))
 
-    @overload
-    async def agenerate(
-        self,
-        prompt: TextOrIds,
-        params: SamplingParams | None = None,
-        *,
-        timeout: float | None = None,
-        priority: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> Completion: ...
-
-    @overload
-    async def agenerate(
-        self,
-        prompt: Prompts,
-        params: SamplingParams | None = None,
-        *,
-        timeout: float | None = None,
-        priority: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> list[Completion]: ...
-
     @spelled_out
-    async def agenerate(
+    def submit_chat(
         self,
-        prompt: TextOrIds | Prompts,
+        messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Messages | None = None,
+        block: bool = True,
         timeout: float | None = None,
         priority: int = 0,
         **sampling: Unpack[Sampling],
-    ) -> Completion | list[Completion]:
-        """``generate`` for asyncio. Cancelling the task ends what was asked for."""
-        settings = override(params, sampling)
-        if is_one(prompt):
-            (request,) = self._requests([prompt], settings, timeout, priority)
-            return await completed(await self._astart(request))
-        return await self._aall_of(self._requests(list(prompt), settings, timeout, priority))
+    ) -> Handle:
+        """Begin to answer a conversation and return at once, as ``submit`` does. Arguments are those of ``chat``.
 
-    @spelled_out
-    def astream(
-        self,
-        prompt: TextOrIds,
-        params: SamplingParams | None = None,
-        *,
-        timeout: float | None = None,
-        priority: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> AsyncTokenStream:
-        """``stream`` for asyncio: ``async for chunk in model.astream(...)``.
+        Many conversations are answered together by submitting each of them first::
 
-        Mistakes in arguments are raised here, except those within a structure: whether a schema, expression or grammar
-        can be followed is worked out beside the event loop, when the first piece is awaited.
+            handles = [model.submit_chat(messages) for messages in conversations]
+            answers = [handle.result() for handle in handles]
+
+        Raises:
+            QueueFullError: The queue is full, and ``block`` is false.
         """
-        return self._astream(self._one(prompt, override(params, sampling), timeout, priority))
-
-    @spelled_out
-    async def achat(
-        self,
-        messages: Messages,
-        params: SamplingParams | None = None,
-        *,
-        tools: Messages | None = None,
-        timeout: float | None = None,
-        priority: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> Completion:
-        """``chat`` for asyncio."""
         settings = override(params, sampling)
-        return await completed(await self._astart(self._turn(messages, tools, settings, timeout, priority)))
-
-    @spelled_out
-    def astream_chat(
-        self,
-        messages: Messages,
-        params: SamplingParams | None = None,
-        *,
-        tools: Messages | None = None,
-        timeout: float | None = None,
-        priority: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> AsyncTokenStream:
-        """``stream_chat`` for asyncio. Mistakes are raised where ``astream`` raises them."""
-        settings = single(override(params, sampling))
-        return self._astream(self._turn(messages, tools, settings, timeout, priority))
+        check_block(block)
+        return self._start(self._turn(messages, tools, settings, timeout, priority), block=block)
 
     def _one(
         self, prompt: TextOrIds, params: SamplingParams, timeout: float | None, priority: int
@@ -306,12 +245,10 @@ class Generation(ABC):
         (request,) = self._requests([prompt], params, timeout, priority, turn=True)
         return request
 
-    def _stream_turn(
-        self, ids: Ids, params: SamplingParams, timeout: float | None, priority: int
-    ) -> TokenStream:
-        """Answer a conversation that is ids already, up to where the assistant's turn begins."""
+    def _turn_of(self, ids: Ids, params: SamplingParams, timeout: float | None, priority: int) -> Request:
+        """Return the request for the next turn of a conversation that is ids already, up to where that turn begins."""
         (request,) = self._requests([ids], single(params), timeout, priority, turn=True)
-        return TokenStream(self._start(request))
+        return request
 
     def _all_of(self, requests: Sequence[Request], progress: bool | Progress | None) -> list[Completion]:
         """Return the results of all, holding few in the engine at a time."""
@@ -337,28 +274,6 @@ class Generation(ABC):
                     handle.cancel()
                 raise
         return done
-
-    async def _aall_of(self, requests: Sequence[Request]) -> list[Completion]:
-        done: list[Completion] = []
-        under_way: deque[Handle] = deque()
-        try:
-            for request in requests:
-                if len(under_way) >= UNDER_WAY:
-                    done.append(await completed(under_way.popleft()))
-                under_way.append(await self._astart(request))
-            while under_way:
-                done.append(await completed(under_way.popleft()))
-        except BaseException:
-            for handle in under_way:
-                handle.cancel()
-            raise
-        return done
-
-    def _astream(self, request: Request) -> AsyncTokenStream:
-        async def begin() -> Handle:
-            return await self._astart(request)
-
-        return AsyncTokenStream(begin)
 
     def _start(self, request: Request, *, block: bool = True) -> Handle:
         return self._start_all([request], block=block)[0]
@@ -386,9 +301,11 @@ class Generation(ABC):
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         """Queue requests that begin together."""
 
-    @abstractmethod
-    async def _astart(self, request: Request) -> Handle:
-        """Queue a request without holding up the event loop."""
+
+def check_block(block: object) -> None:
+    """Raise ArgumentError unless it is True or False."""
+    if not isinstance(block, bool):
+        raise ArgumentError(f"block={block!r}: must be True or False; timeout=... takes seconds")
 
 
 def is_one(prompt: TextOrIds | Prompts, name: str = "prompt") -> TypeIs[TextOrIds]:
@@ -397,6 +314,11 @@ def is_one(prompt: TextOrIds | Prompts, name: str = "prompt") -> TypeIs[TextOrId
         return True
     if isinstance(prompt, np.ndarray):
         return prompt.ndim == 1
+    first = prompt[0] if isinstance(prompt, Sequence) and len(prompt) > 0 else prompt
+    if isinstance(first, Mapping) and "role" in first:
+        raise ArgumentError(
+            f"{name}: messages of a conversation go to chat(messages), stream_chat or submit_chat"
+        )
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise ArgumentError(f"{name}={prompt!r}: must be a string, a list of token ids, or a list of either")
     return len(prompt) > 0 and not isinstance(prompt[0], (str, Sequence, np.ndarray))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from ernie_accel.display import html_table, text_table
 from ernie_accel.errors import ArgumentError
@@ -16,6 +18,7 @@ SECONDS = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
     *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0),
 )
+NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -46,6 +49,8 @@ class Histogram:
     def quantile(self, share: float) -> float:
         """Return the value below which ``share`` of them lie, interpolated within its bucket; nan if there are none.
 
+        Of numbers of things, whose bounds are whole, a whole number.
+
         Raises:
             ArgumentError: ``share`` is not from 0 to 1; 0.95 is the 95th percentile.
         """
@@ -58,7 +63,8 @@ class Histogram:
             if here and below + here >= wanted:
                 low = self.bounds[index - 1] if index else 0.0
                 high = self.bounds[min(index, len(self.bounds) - 1)]
-                return low + (high - low) * max(0.0, wanted - below) / here
+                value = low + (high - low) * max(0.0, wanted - below) / here
+                return value if any(isinstance(bound, float) for bound in self.bounds) else math.ceil(value)
             below += here
         return self.bounds[-1]
 
@@ -85,6 +91,32 @@ class Metrics:
     gauges: Mapping[str, int]
     histograms: Mapping[str, Histogram]
 
+    def to_prometheus(self, prefix: str = "ernie_accel", labels: Mapping[str, str] | None = None) -> str:
+        """Return everything in Prometheus' text format 0.0.4, for a service's ``/metrics``.
+
+        Args:
+            prefix: Begins every name: ``ernie_accel_steps_total``. Counters end in ``_total``.
+            labels: Stand at every value, the model's name for instance.
+
+        Raises:
+            ArgumentError: A name that Prometheus does not take.
+        """
+        for name in (prefix, *(labels or {})):
+            if not NAME.fullmatch(name):
+                raise ArgumentError(f"{name!r}: letters, digits and _ are allowed, and no digit in front")
+        own = ",".join(f'{name}="{_escaped(value)}"' for name, value in (labels or {}).items())
+        braced = f"{{{own}}}" if own else ""
+        lines = []
+        for name, value in self.counters.items():
+            full = f"{prefix}_{name}_total"
+            lines += [f"# TYPE {full} counter", f"{full}{braced} {value}"]
+        for name, value in self.gauges.items():
+            full = f"{prefix}_{name}"
+            lines += [f"# TYPE {full} gauge", f"{full}{braced} {value}"]
+        for name, histogram in self.histograms.items():
+            lines += _exposed(f"{prefix}_{name}", histogram, own)
+        return "\n".join(lines) + "\n"
+
     def __repr__(self) -> str:
         return f"Metrics\n{text_table(self._rows())}"
 
@@ -98,6 +130,22 @@ class Metrics:
                 middle, late = h.quantile(0.5), h.quantile(0.95)
                 rows.append((name, f"median {middle:.4g}, 95 % {late:.4g}, mean {h.mean:.4g} of {h.count}"))
         return rows
+
+
+def _exposed(name: str, histogram: Histogram, labels: str) -> list[str]:
+    """Return the lines of a histogram: buckets count everything up to their bound."""
+    comma, braced = ("," if labels else ""), (f"{{{labels}}}" if labels else "")
+    up_to = list(accumulate(histogram.counts))
+    bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
+    buckets = [
+        f'{name}_bucket{{{labels}{comma}le="{bound}"}} {n}' for bound, n in zip(bounds, up_to, strict=True)
+    ]
+    ends = [f"{name}_sum{braced} {histogram.total!r}", f"{name}_count{braced} {up_to[-1]}"]
+    return [f"# TYPE {name} histogram", *buckets, *ends]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 @dataclass

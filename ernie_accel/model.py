@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,9 @@ from ernie_accel.engine.line import Line
 from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.profiling import Profiling
 from ernie_accel.engine.request import Handle, Request, Turn
-from ernie_accel.errors import ClosedError, UnsupportedError
-from ernie_accel.generation import Generation, Ids, Prompts, TextOrIds, is_one
+from ernie_accel.errors import ArgumentError, ClosedError, UnsupportedError
+from ernie_accel.generation import Ids, Prompts, TextOrIds, is_one
+from ernie_accel.generation_async import AsyncGeneration
 from ernie_accel.loading import Loaded, Source, load
 from ernie_accel.metrics import Metrics
 from ernie_accel.types import ModelInfo, Precision, Progress, SamplingParams, Score
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 
-class Model(Generation, Closing):
+class Model(AsyncGeneration, Closing):
     """A loaded model. Make one with ``Model.load``; ``close`` it, or use it as a context manager::
 
         with ernie_accel.Model.load("path/to/ERNIE-4.5-0.3B-PT") as model:
@@ -44,6 +45,8 @@ class Model(Generation, Closing):
     """
 
     def __init__(self, loaded: Loaded) -> None:
+        if not isinstance(loaded, Loaded):
+            raise ArgumentError(f"Model({loaded!r}): a model is made with Model.load(...)")
         self._loaded = loaded
         self._engine = loaded.engine
         self._line = Line(loaded.engine)
@@ -310,6 +313,9 @@ class Model(Generation, Closing):
         self._closed = True
         self._engine.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Model cannot be pickled or copied: load it in the process that is to use it")
+
     def __repr__(self) -> str:
         return f"Model({', '.join(f'{name}={value}' for name, value in self._summary())})"
 
@@ -353,10 +359,10 @@ class Model(Generation, Closing):
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:
         return self._engine.submit_all([self._asking.led(request) for request in requests], block=block)
 
-    async def _astart(self, request: Request) -> Handle:
+    async def _astart(self, request: Request, *, block: bool = True) -> Handle:
         if self._asking.is_led(request):  # a grammar may take long to work out, or wait for another's
             request = await asyncio.to_thread(self._asking.led, request)
-        return await self._line.submit(request)
+        return await self._line.submit(request, block=block)
 
     def _need(self, capability: str) -> None:
         """Raise what the engine raises where it lacks one, before texts are made ids."""

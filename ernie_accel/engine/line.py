@@ -33,14 +33,22 @@ class Line:
         self._engine = engine
         self._waiting: dict[asyncio.AbstractEventLoop, _Tasks] = {}
 
-    async def submit(self, request: Request) -> Handle:
+    async def submit(self, request: Request, *, block: bool = True) -> Handle:
         """Queue a request; cancelling the task leaves the line.
 
         Raises:
             DeadlineError: The request's time was over before there was room; other errors are those of
                 ``Engine.submit``.
+            QueueFullError: ``block`` is false, and there is no room, or others stand in line for what there is.
         """
-        if asyncio.get_running_loop() not in self._waiting:
+        in_line = self._waiting.get(asyncio.get_running_loop())
+        if not block:
+            if in_line is not None:
+                raise QueueFullError(
+                    f"the queue of requests is full, and {in_line.count} wait before it; try again later"
+                )
+            return self._engine.submit(request, block=False)
+        if in_line is None:
             try:
                 return self._engine.submit(request, block=False)
             except QueueFullError:

@@ -56,6 +56,10 @@ class TokenStream:
         """
         self.handle.cancel()
 
+    def close(self) -> None:
+        """``cancel``, under the name that generators and files have."""
+        self.cancel()
+
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end, whatever has been iterated so far, and return the whole.
 

@@ -14,6 +14,7 @@ PAGE = (Path(__file__).parents[2] / "docs/reference/api.md").read_text(encoding=
 NAMES = [
     "Advice",
     "ArgumentError",
+    "AsyncConversationStream",
     "AsyncTokenStream",
     "BackendError",
     "BackendProcessError",
@@ -94,6 +95,7 @@ MODEL = [
     "stream",
     "stream_chat",
     "submit",
+    "submit_chat",
     "tokenizer",
 ]
 

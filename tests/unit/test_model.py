@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import gc
 import json
+import pickle
+import re
 import shutil
 import signal
 import threading
@@ -119,18 +123,69 @@ def test_every_field_of_sampling_params_is_a_keyword() -> None:
         ea.Model.astream,
         ea.Model.achat,
         ea.Model.astream_chat,
+        ea.Model.submit_chat,
+        ea.Conversation.send,
+        ea.Conversation.asend,
+        ea.Conversation.stream,
+        ea.Conversation.astream,
     ]
-    own = {"self", "prompt", "messages", "params", "timeout", "priority", "progress", "block", "tools"}
+    own = {
+        "self",
+        "prompt",
+        "messages",
+        "params",
+        "timeout",
+        "priority",
+        "progress",
+        "block",
+        "tools",
+        "content",
+    }
     for method in methods:
-        assert names == set(inspect.signature(method).parameters) - own
+        signature = inspect.signature(method)
+        assert names == set(signature.parameters) - own
+        assert "None | None" not in str(signature)
     assert names == set(Sampling.__annotations__)
 
 
-def test_an_unknown_keyword_is_an_error(model: ea.Model) -> None:
-    with pytest.raises(
-        TypeError, match="unknown keyword 'max_token': besides timeout and priority there are max_tok"
-    ):
-        model.generate("a", max_token=5)  # type: ignore[call-overload]
+@pytest.mark.parametrize(
+    ("keyword", "meant"),
+    [
+        ("max_token", " (did you mean 'max_tokens'?)"),
+        ("max_new_tokens", " (here: max_tokens=...)"),
+        ("stream", " (here: the methods stream, stream_chat, astream, astream_chat)"),
+        ("response_format", " (here: json_schema=... (or regex, grammar, choices))"),
+        ("colour", ""),
+    ],
+)
+def test_an_unknown_keyword_is_an_error(model: ea.Model, keyword: str, meant: str) -> None:
+    wanted = f"unknown keyword {keyword!r}{meant}: besides timeout and priority there are max_tok"
+    with pytest.raises(TypeError, match=re.escape(wanted)):
+        model.generate("a", **{keyword: 5})  # type: ignore[call-overload]
+
+
+def test_a_conversation_is_no_prompt(model: ea.Model) -> None:
+    message = {"role": "user", "content": "x"}
+    for wrong in ([message], message):
+        with pytest.raises(
+            ea.ArgumentError, match=r"prompt: messages of a conversation go to chat\(messages\)"
+        ):
+            model.generate(wrong)  # type: ignore[call-overload]
+
+
+def test_a_model_is_made_by_load_and_stays_in_its_process(model: ea.Model) -> None:
+    with pytest.raises(ea.ArgumentError, match=r"Model\('path'\): a model is made with Model.load"):
+        ea.Model("path")  # type: ignore[arg-type]
+    for leave in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled or copied: load it in the process"):
+            leave(model)
+
+
+def test_a_stream_has_the_close_of_generators(load_mock: LoadMock) -> None:
+    with load_mock("abc" * 50, step_seconds=0.002) as model:
+        with contextlib.closing(model.stream("x", max_tokens=100)) as stream:
+            next(stream)
+        assert stream.result().finish_reason == "cancelled"
 
 
 def test_a_keyword_overrides_its_field(load_mock: LoadMock) -> None:

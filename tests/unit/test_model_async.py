@@ -121,6 +121,57 @@ def test_a_full_queue_does_not_hold_up_the_event_loop(load_mock: LoadMock, hold_
         asyncio.run(main())
 
 
+def test_without_block_a_full_queue_is_an_error(load_mock: LoadMock, hold_steps: Hold) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    with load_mock("abc", max_batch=1, engine=ea.EngineOptions(queue_size=1)) as model:
+
+        async def refused() -> None:
+            with pytest.raises(ea.QueueFullError):
+                await model.agenerate("x", block=False)
+            with pytest.raises(ea.QueueFullError):
+                await model.agenerate(["x", "y"], block=False)
+            with pytest.raises(ea.QueueFullError):
+                await model.achat(messages, block=False)
+            with pytest.raises(ea.QueueFullError):
+                await model.astream("x", block=False).result()
+            with pytest.raises(ea.QueueFullError):
+                await anext(aiter(model.astream_chat(messages, block=False)))
+            with pytest.raises(ea.QueueFullError):
+                await model.conversation().asend("x", block=False)
+            with pytest.raises(ea.QueueFullError):
+                model.submit_chat(messages, block=False)
+
+        async def main() -> None:
+            with hold_steps():
+                running = model.submit_chat(messages, max_tokens=400, ignore_eos=True)
+                queued = model.submit("x")
+                await refused()
+                in_line = asyncio.create_task(model.achat(messages))
+                while not model._line._waiting:
+                    await asyncio.sleep(0)
+                with pytest.raises(ea.QueueFullError, match="1 wait before it"):
+                    await model.achat(messages, block=False)
+                running.cancel()
+            assert (await in_line).text == "abc"
+            assert queued.result().text == "abc"
+            assert (await model.achat(messages, block=False)).text == "abc"
+
+        asyncio.run(main())
+
+
+def test_conversations_that_are_answered_together(load_mock: LoadMock) -> None:
+    conversations = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
+    with load_mock("Nice.") as model:
+        handles = [model.submit_chat(messages, max_tokens=9) for messages in conversations]
+        done = [handle.result() for handle in handles]
+        assert [answer.reply.content for answer in done if answer.reply] == ["Nice."] * 3
+        assert [answer.prompt_token_ids for answer in done] == [
+            model.chat(messages).prompt_token_ids for messages in conversations
+        ]
+        with pytest.raises(ea.ArgumentError, match="block=1"):
+            model.submit_chat(conversations[0], block=1)  # type: ignore[arg-type]
+
+
 def test_tasks_before_a_full_queue_hold_no_threads_and_may_leave(
     load_mock: LoadMock, hold_steps: Hold
 ) -> None:
