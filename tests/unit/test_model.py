@@ -170,7 +170,7 @@ def test_a_conversation_is_no_prompt(model: ea.Model) -> None:
         with pytest.raises(
             ea.ArgumentError, match=r"prompt: messages of a conversation go to chat\(messages\)"
         ):
-            model.generate(wrong)  # type: ignore[call-overload]
+            model.generate(wrong)  # type: ignore[arg-type]
 
 
 def test_a_model_is_made_by_load_and_stays_in_its_process(model: ea.Model) -> None:

@@ -108,7 +108,7 @@ def test_sizes_and_counts_for_people() -> None:
 
 def test_what_public_methods_return_is_exported() -> None:
     """Names in the annotations of the classes that users meet first."""
-    from ernie_accel.conversation import ConversationStream
+    from ernie_accel.conversation_streams import ConversationStream
     from ernie_accel.metrics import Histogram
 
     assert ea.ConversationStream is ConversationStream
