@@ -24,17 +24,14 @@ import numpy as np
 
 import ernie_accel as ea
 from benchmarks.end_to_end.formats.cache import MODELS, cached
+from benchmarks.end_to_end.formats.checkpoint import random_checkpoint
 from benchmarks.end_to_end.formats.our_directory import MAKERS, ROOT, fingerprint
 from ernie_accel.architecture import published_config
-from ernie_accel.architecture.ernie4_5_moe import BIAS_SUFFIX
 from ernie_accel.backends import registry
 from ernie_accel.backends.base import Drafts, LoadOptions, Runner, Select, Step
 from ernie_accel.bench.machine import busy, describe, versions
 from ernie_accel.bench.statistics import alternate, summarize
 from ernie_accel.checkpoint import open_checkpoint
-from ernie_accel.checkpoint.base import Tensor
-from ernie_accel.testing import synthetic
-from ernie_accel.testing.synthetic import SyntheticCheckpoint
 
 SHAPE = "21B-A3B"
 RESULTS = Path(__file__).parent / "results"
@@ -43,22 +40,11 @@ PARTS = ("one", "two", "apart", "draft")
 sequences; and the making of drafts."""
 
 
-class Even(SyntheticCheckpoint):
-    """Biases that differ at random would send most tokens to the same experts; training sees to it that they do not."""
-
-    def tensor(self, name: str) -> Tensor:
-        found = super().tensor(name)
-        if not name.endswith(BIAS_SUFFIX):
-            return found
-        return found._replace(data=np.full_like(found.data, 40))
-
-
 def directory(layers: int, precision: Any) -> Path:
     """Return a quantised cut of the shape, which is made once."""
 
     def make(path: Path) -> None:
-        config = synthetic(SHAPE, layers=layers).config
-        ea.quantize(Even(config, SHAPE, 0, "bfloat16"), path, precision=precision)
+        ea.quantize(random_checkpoint(SHAPE, layers=layers), path, precision=precision)
 
     version = fingerprint([ROOT / maker for maker in MAKERS])
     return cached(f"{SHAPE}-{layers}-layers-{precision}-{version}", make, MODELS)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.end_to_end.formats.cache import cached, size
+from benchmarks.end_to_end.formats.checkpoint import label, random_checkpoint
 from benchmarks.end_to_end.formats.gguf_file import stacked_shape, tensors
 from benchmarks.end_to_end.formats.llama_weights import llama_config, llama_tensor
 from benchmarks.end_to_end.formats.openvino_graph import asymmetric
@@ -15,6 +16,18 @@ from benchmarks.end_to_end.formats.q6_k import quantise_q6_k
 from ernie_accel.architecture import tensor_specs
 from ernie_accel.checkpoint.base import to_float32
 from ernie_accel.testing import synthetic, tiny_config
+
+
+def test_no_expert_is_favoured_and_all_else_is_the_random_checkpoint() -> None:
+    """With biases that differ, sixteen rows would read hardly more experts than one."""
+    biases, router = (
+        f"model.layers.1.mlp.{name}" for name in ("moe_statics.e_score_correction_bias", "gate.weight")
+    )
+    with random_checkpoint("21B-A3B", layers=2) as even, synthetic("21B-A3B", layers=2) as plain:
+        assert even.config == plain.config
+        assert np.ptp(even.tensor(biases).data) == 0 < np.ptp(plain.tensor(biases).data)
+        assert np.array_equal(even.tensor(router).data, plain.tensor(router).data)
+    assert (label("21B-A3B"), label("0.3B")) == ("21B-A3B-even", "0.3B")
 
 
 @pytest.mark.parametrize("moe", [False, True])

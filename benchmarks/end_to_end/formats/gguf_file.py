@@ -12,9 +12,10 @@ import numpy.typing as npt
 from benchmarks.gguf_names import ATTENTION, FFN, OUTER, layer_prefix
 from ernie_accel.architecture import ModelConfig, tensor_specs
 from ernie_accel.checkpoint.base import to_float32
-from ernie_accel.testing import SyntheticCheckpoint, synthetic
+from ernie_accel.testing import SyntheticCheckpoint
 
 from .cache import cached
+from .checkpoint import label, random_checkpoint
 from .q6_k import quantise_q6_k
 
 Array = npt.NDArray[Any]
@@ -30,7 +31,7 @@ def gguf_model(shape: str, precision: str) -> Path:
     """
 
     def make(path: Path) -> None:
-        with synthetic(shape) as checkpoint:
+        with random_checkpoint(shape) as checkpoint:
             moe = checkpoint.config.model_type == "ernie4_5_moe"
             if precision == "BF16" or (moe and precision == "Q4_0"):
                 write(path, checkpoint, precision)
@@ -39,7 +40,7 @@ def gguf_model(shape: str, precision: str) -> Path:
             raise SystemExit(f"error: {shape} exists as Q4_0 only; {precision} would not fit the memory")
         quantise(gguf_model(shape, "BF16"), path, precision)
 
-    return cached(f"{shape}-{precision}.gguf", make)
+    return cached(f"{label(shape)}-{precision}.gguf", make)
 
 
 def quantise(source: Path, target: Path, precision: str) -> None:

@@ -10,6 +10,7 @@ import ernie_accel as ea
 from ernie_accel.quant.recipe import QuantPrecision
 
 from .cache import MODELS, cached, remove
+from .checkpoint import label, random_checkpoint
 
 ROOT = Path(__file__).parents[3]
 MAKERS = ("ernie_accel/quant", "ernie_accel/checkpoint/packed", "csrc/kernels/linear/pack.h")
@@ -18,15 +19,13 @@ MAKERS = ("ernie_accel/quant", "ernie_accel/checkpoint/packed", "csrc/kernels/li
 
 def our_directory(shape: str, precision: str, folder: Path = MODELS) -> Path:
     """Return the directory of a shape in ``int8`` or ``int4``, made by ``ernie_accel.quantize`` if it is not there."""
-    start = f"{shape}-ours-{precision}-"
+    start = f"{label(shape)}-ours-{precision}-"
     name = start + fingerprint([ROOT / maker for maker in MAKERS])
 
     def make(path: Path) -> None:
         for old in folder.glob(f"{start}*"):
             remove(old)
-        ea.quantize(
-            ea.testing.synthetic(shape), path, precision=cast(QuantPrecision, precision), progress=False
-        )
+        ea.quantize(random_checkpoint(shape), path, precision=cast(QuantPrecision, precision), progress=False)
 
     return cached(name, make, folder)
 

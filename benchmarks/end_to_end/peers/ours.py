@@ -9,6 +9,7 @@ import ernie_accel as ea
 from ernie_accel.bench.measure import Decoding, prefill
 from ernie_accel.types import Precision
 
+from ..formats.checkpoint import random_checkpoint
 from ..formats.our_directory import our_directory
 from .base import Ids, Setup
 
@@ -45,7 +46,7 @@ def load(setup: Setup) -> Ours:
     quantised = setup.precision in ("int8", "int4")
     return Ours(
         ea.Model.load(
-            our_directory(setup.shape, setup.precision) if quantised else ea.testing.synthetic(setup.shape),
+            our_directory(setup.shape, setup.precision) if quantised else random_checkpoint(setup.shape),
             backend="native",
             precision="auto" if quantised else cast(Precision, setup.precision),
             kv_precision=cast(Precision, setup.kv or "auto"),
@@ -60,7 +61,7 @@ def load(setup: Setup) -> Ours:
 def _through(setup: Setup) -> Ours:
     return Ours(
         ea.Model.load(
-            ea.testing.synthetic(setup.shape),
+            random_checkpoint(setup.shape),
             backend=setup.backend,
             precision=cast(Precision, setup.precision),
             threads=setup.threads,
