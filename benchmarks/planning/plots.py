@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 import ernie_accel as ea
-from benchmarks.planning.memory import RESULT
+from benchmarks.planning.memory import RESULT, saved
 from benchmarks.planning.published import FITTED, PUBLISHED, predicted
 from ernie_accel.planner.plan import plot_plans
 
@@ -71,11 +70,11 @@ def scaling() -> Figure:
 
 def memory() -> Figure:
     """Predicted over measured memory of the native backend."""
-    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    rows = [row for row in saved()["rows"] if row["backend"] == "native"]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("loading", "running"), strict=True):
         for precision in ("fp32", "bf16", "int8", "int4"):
-            chosen = [row for row in rows if row["precision"] == precision]
+            chosen = [row for row in rows if row["precision"] == precision and what in row["measured"]]
             real = [row["measured"][what] / 2**30 for row in chosen]
             said = [row["predicted"][what] / 2**30 for row in chosen]
             axes.loglog(real, said, "o", markersize=4, label=precision)

@@ -23,26 +23,55 @@ class Resident:
     mapped: int
 
 
-def resident(status: Path = _STATUS) -> Resident:
-    """Return what this process has in memory now; zeros where the system doesn't tell."""
+def resident(status: Path = _STATUS, *, children: bool = False) -> Resident:
+    """Return what this process has in memory now; zeros where the system doesn't tell.
+
+    With ``children`` the anonymous pages of the processes that it started count too; what they share with it is
+    counted once, here.
+    """
+    own = _values(status)
+    theirs = [_values(child / "status") for child in _children(status.parent)] if children else []
+    anonymous = own["RssAnon"] + own["RssShmem"] + sum(values["RssAnon"] for values in theirs)
+    return Resident(anonymous, own["RssFile"] + sum(values["RssFile"] for values in theirs))
+
+
+def _values(status: Path) -> dict[str, int]:
     values = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
-    if status.exists():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            key, _, rest = line.partition(":")
-            if key in values:
-                values[key] = 1024 * int(rest.split()[0])
-    return Resident(values["RssAnon"] + values["RssShmem"], values["RssFile"])
+    try:
+        lines = status.read_text(encoding="utf-8").splitlines()
+    except OSError:  # there is no such system, or the process has ended
+        return values
+    for line in lines:
+        key, _, rest = line.partition(":")
+        if key in values:
+            values[key] = 1024 * int(rest.split()[0])
+    return values
+
+
+def _children(process: Path) -> list[Path]:
+    """Directories of all processes that a process started, and that those started."""
+    found: list[Path] = []
+    for task in process.glob("task/*/children"):
+        try:
+            numbers = task.read_text(encoding="utf-8").split()
+        except OSError:
+            continue
+        for number in numbers:
+            child = Path("/proc") / number
+            found += [child, *_children(child)]
+    return found
 
 
 class MemoryWatch:
     """The peak of anonymous memory over a ``with`` block, as growth over what there was at its beginning.
 
     The system's own high-water mark counts pages of mapped files too, so a thread looks every two milliseconds instead.
-    ``before`` takes the beginning from somewhere else.
+    ``before`` takes the beginning from somewhere else; with ``children`` the processes that this one starts count too.
     """
 
-    def __init__(self, before: Resident | None = None) -> None:
-        self.before = before or resident()
+    def __init__(self, before: Resident | None = None, *, children: bool = False) -> None:
+        self._children = children
+        self.before = before or resident(children=children)
         self.peak = 0
         self.mapped = 0
         self._stop = threading.Event()
@@ -64,6 +93,6 @@ class MemoryWatch:
             self._note()
 
     def _note(self) -> None:
-        now = resident()
+        now = resident(children=self._children)
         self.peak = max(self.peak, now.own - self.before.own)
         self.mapped = max(self.mapped, now.mapped - self.before.mapped)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PaddleBackend", "PaddleExecutor", "open_predictor"]
 
-PACKAGE_BYTES = 400 << 20
-"""What loading Paddle takes."""
+PACKAGE_BYTES = 144 << 20
+"""Paddle imported (107 MiB), the program in memory, and what its kernels keep beside the weights."""
 
 
 class PaddleBackend(StaticGraphBackend[PaddleOptions]):
@@ -61,21 +61,23 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
         return Availability(True, f"Runs on Paddle Inference {version}.")
 
     def estimate(self, config: ModelConfig, options: LoadOptions) -> Footprint:
-        """Bytes beside the weights, of one rank: with oneDNN also what it lays out anew.
+        """Bytes beside the weights, of one rank; with oneDNN the first steps also lay the matrices out anew.
 
-        fp32 has a layout for few rows and one for many beside the plain one; bf16 keeps the plain one in fp32. The
-        process that starts several has loaded Paddle too, to write their programs; each of them bears a part of that.
+        Parameters are loaded in fp32 on a CPU, whatever they become. The process that starts several has loaded Paddle
+        too, to write their programs; each of them bears a part of that.
         """
         own: PaddleOptions = self._own(options)
-        again = {"fp32": 8, "bf16": 4}.get(self._precision(options), 0)
-        if not own.onednn or (options.device or "cpu") != "cpu":
-            again = 0
-        ranks, held = _ranks(options), sum(parameter_counts(config, Part(tensor=_ranks(options))).values())
+        ranks, precision = _ranks(options), self._precision(options)
+        counts = parameter_counts(config, Part(tensor=ranks))
         package = PACKAGE_BYTES if ranks == 1 else PACKAGE_BYTES * (ranks + 1) // ranks
+        on_cpu = (options.device or "cpu") == "cpu"
+        anew = _laid_out(counts, precision, options.max_batch) if own.onednn and on_cpu else 0
+        plain = 2 * sum(counts.values()) if precision == "bf16" and on_cpu else 0
         if ranks > 1:
             check_division(config, Division(ranks))
             config, options = rank_config(config, ranks), replace(options, tensor_parallel=1)
-        return replace(super().estimate(config, options), runtime=package + again * held)
+        found = super().estimate(config, options)
+        return replace(found, runtime=package + plain, scratch=found.scratch + anew)
 
     def _executor(
         self, checkpoint: Checkpoint, signature: Signature, options: LoadOptions, own: PaddleOptions
@@ -210,6 +212,20 @@ class PaddleExecutor:
         tensor.set(values, self._paddle.CPUPlace(), True)
         self._inputs[name].share_external_data(tensor)
         self._shared[name] = values, tensor
+
+
+def _laid_out(counts: Mapping[str, int], precision: str, sequences: int | None) -> int:
+    """Bytes of the layouts that oneDNN keeps beside the plain one: in fp32 for few rows and for many, in bf16 for all.
+
+    The head has many rows only where several sequences draw together, or where every token of a prompt is scored.
+    """
+    tied = counts["head"] == 0
+    head = counts["embedding"] if tied else counts["head"]
+    matrices = sum(counts.values()) - (0 if tied else counts["embedding"])
+    if precision == "bf16":
+        return 2 * matrices
+    many = matrices if sequences != 1 else matrices - head
+    return 4 * (matrices + many)
 
 
 def _ranks(options: LoadOptions) -> int:
