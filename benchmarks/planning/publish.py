@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.planning.memory import POET, RESULT, within
+from benchmarks.planning.memory import OTHERS, POET, RESULT, good, saved
 from benchmarks.planning.published import FITTED, PUBLISHED
+from benchmarks.planning.speed import RESULT as SPEED
+from benchmarks.planning.speed import errors
 from benchmarks.planning.tables import speed_row
+from ernie_accel.bench.workload import Workload
 
 PAGE = Path("docs/guides/sizing.md")
 
 
 def memory_table(rows: Sequence[dict[str, Any]], machine: dict[str, str]) -> str:
     """A line for each model and precision: cases, the largest errors, how many are within the bound."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         name = "poet" if row["model"] == POET else row["model"]
         name += f", {row['layers']} of its layers" if row["layers"] else ""
-        groups.setdefault((name, row["precision"], "requests" if row["real"] else "claimed"), []).append(row)
+        how = "requests" if row["real"] else "claimed"
+        groups.setdefault((row["backend"], name, row["precision"], how), []).append(row)
     lines = [
         "| model | weights | KV cache filled by | cases | largest | loading, largest error | running, largest error | "
         "within 3 % or 64 MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     widths = ("fp32", "bf16", "int8", "int4")
-    order = sorted(groups.items(), key=lambda group: (group[0][0], widths.index(group[0][1]), group[0][2]))
-    for (name, precision, how), cases in order:
-        good = sum(
-            all(within(case["predicted"][w], case["measured"][w]) for w in ("loading", "running"))
-            for case in cases
-        )
+    order = sorted(groups.items(), key=lambda group: (*group[0][:2], widths.index(group[0][2]), group[0][3]))
+    for (_, name, precision, how), cases in order:
         largest = max(case["measured"]["running"] for case in cases)
         lines.append(
             f"| {name} | {precision} | {how} | {len(cases)} | {largest / 2**20:,.0f} MiB | "
-            f"{_worst(cases, 'loading')} | {_worst(cases, 'running')} | {good} |"
+            f"{_worst(cases, 'loading')} | {_worst(cases, 'running')} | {sum(map(good, cases))} |"
         )
     what = ", ".join(
         f"{machine[key]}" for key in ("processor", "cores", "memory", "system") if key in machine
@@ -51,10 +52,50 @@ def memory_table(rows: Sequence[dict[str, Any]], machine: dict[str, str]) -> str
 
 
 def _worst(cases: Sequence[dict[str, Any]], what: str) -> str:
-    worst = max(cases, key=lambda case: abs(case["predicted"][what] - case["measured"][what]))
+    known = [case for case in cases if what in case["measured"]]
+    if not known:
+        return ""
+    worst = max(known, key=lambda case: abs(case["predicted"][what] - case["measured"][what]))
     real = worst["measured"][what]
     error = worst["predicted"][what] - real
     return f"{error / 2**20:+.0f} MiB ({error / real:+.1%})"
+
+
+def others_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each case of another backend."""
+    lines = [
+        "| backend | model | weights | load | loading: planned, measured | running: planned, measured | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(
+        rows, key=lambda row: list(OTHERS).index(row["backend"]) if row["backend"] in OTHERS else -1
+    ):
+        if row["backend"] in OTHERS:
+            said, real = row["predicted"], row["measured"]
+            pairs = [f"{said[w] / 2**20:,.0f} and {real[w] / 2**20:,.0f} MiB" for w in ("loading", "running")]
+            name = "poet" if row["model"] == POET else row["model"]
+            load = f"{row['sequences']} x {row['context']}"
+            lines.append(
+                f"| {row['backend']} | {name} | {row['precision']} | {load} | {pairs[0]} | {pairs[1]} | {said['running'] / real['running'] - 1:+.0%} |"
+            )
+    return "\n".join(lines)
+
+
+def processors_table() -> str:
+    """Expected beside measured tokens per second, a line for each backend, precision and workload."""
+    lines = [
+        "| backend | weights | workload | GB/s | to expect, tokens/s | measured | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in json.loads(SPEED.read_text(encoding="utf-8"))["rows"]:
+        said, real, error = errors(row)
+        bandwidth = statistics.median(found["bandwidth"] for found in row["rounds"]) / 1e9
+        ranks = f" in {row['ranks']} processes" if row["ranks"] > 1 else ""
+        lines.append(
+            f"| {row['backend']}{ranks} | {row['precision']} | {Workload(**row['workload']).name} | {bandwidth:.0f} | "
+            f"{said:,.1f} | {real:,.1f} | {error:+.0%} |"
+        )
+    return "\n".join(lines)
 
 
 def speed_tables() -> str:
@@ -80,8 +121,12 @@ def replaced(text: str, mark: str, content: str) -> str:
 def main() -> None:
     text = replaced(PAGE.read_text(encoding="utf-8"), "plan speed", speed_tables())
     if RESULT.exists():
-        found = json.loads(RESULT.read_text(encoding="utf-8"))
-        text = replaced(text, "plan memory", memory_table(found["rows"], found["machine"]))
+        found = saved()
+        native = [row for row in found["rows"] if row["backend"] == "native"]
+        text = replaced(text, "plan memory", memory_table(native, found["machine"]))
+        text = replaced(text, "plan memory of others", others_table(found["rows"]))
+    if SPEED.exists():
+        text = replaced(text, "plan processors", processors_table())
     PAGE.write_text(text, encoding="utf-8")
 
 

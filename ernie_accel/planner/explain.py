@@ -74,10 +74,15 @@ def _verdict(plan: MemoryPlan) -> str:
 
 def _speed(plan: MemoryPlan) -> str:
     speed, step = plan.speed, plan.speed.step
+    apart = (
+        f"partly at the same time, and attends to what came before in {1e3 * step.attention:.2f} ms"
+        if step.norm
+        else "at the same time"
+    )
     words = [
-        f"A decode step reads weights and cache in {1e3 * step.memory:.2f} ms and multiplies in "
-        f"{1e3 * step.arithmetic:.2f} ms, at the same time; exchanges take {1e3 * step.communication:.2f} ms and what "
-        f"is lost between kernels and steps {1e3 * step.overhead:.2f} ms: {1e3 * step.seconds:.2f} ms, so "
+        f"A decode step reads {'weights' if step.norm else 'weights and cache'} in {1e3 * step.memory:.2f} ms and "
+        f"multiplies in {1e3 * step.arithmetic:.2f} ms, {apart}; exchanges take {1e3 * step.communication:.2f} ms and "
+        f"what is lost between kernels and steps {1e3 * step.overhead:.2f} ms: {1e3 * step.seconds:.2f} ms, so "
         f"{speed.per_sequence:.1f} tokens/s for each sequence and {speed.decode:.1f} for all. Bandwidth and arithmetic "
         f"alone would allow {speed.decode_ceiling:.1f}.",
         *plan.warnings,

@@ -36,6 +36,8 @@ LINKS = {
     # nvlink3: fitted to gpt-fast's Llama-2-7B on 1, 2, 4 and 8 A100 (105, 169, 254, 328 tokens/s).
     # nvlink4: about 6 us for a pair with NVLS, 7 to 10 us for four (nccl#1259). pcie4: 45 to 57 us for 8 to 16 KB on
     # eight A800 (vllm#50576). The others by analogy. Bandwidths are half of what the makers give for both directions.
+    # memory: fitted to Paddle's two processes on two cores, 0.3B in fp32, 92 ms a step where one process takes 40;
+    # that four processes take twice as long for a sum is a guess.
     "nvlink5": Link("NVLink 5", 5.5e-6, 1.5e-6, 900e9),
     "nvlink4": Link("NVLink 4", 6e-6, 1.75e-6, 450e9),
     "nvlink4-400": Link("NVLink 4, 400 GB/s", 6e-6, 1.75e-6, 200e9),
@@ -43,6 +45,6 @@ LINKS = {
     "nvlink3-400": Link("NVLink 3, 400 GB/s", 10.8e-6, 2.75e-6, 200e9),
     "pcie4": Link("PCIe 4", 24e-6, 13e-6, 25e9),
     "pcie3": Link("PCIe 3", 30e-6, 15e-6, 12e9),
-    "memory": Link("memory", 1e-6, 1e-6, 10e9),
+    "memory": Link("gloo between processes of one machine", 1.6e-3, 1.6e-3, 0.35e9),
     "network": Link("network between machines", 40e-6, 20e-6, 25e9),
 }

@@ -9,15 +9,15 @@ between kernels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ernie_accel.architecture import ModelConfig
-from ernie_accel.architecture.counts import Part, active_counts, parameter_counts
 from ernie_accel.planner.links import LINKS
 from ernie_accel.planner.memory import DeviceMemory
+from ernie_accel.planner.processors import NORM, joined, reach_of, step_seconds
 from ernie_accel.planner.setting import Setting
+from ernie_accel.planner.work import Load, Work, works_of
 
 __all__ = ["Efficiency", "Speed", "StepTime", "efficiency_of", "speed_of"]
 
@@ -38,32 +38,28 @@ SERVING = GRAPHS._replace(step=2.4e-3)
 """An engine that schedules and samples on the host between steps: from the one published figure of FastDeploy, 291
 tokens/s of 0.3B on an A800."""
 
-NATIVE: Mapping[str, Efficiency] = {
-    # docs/performance.md: 0.3B decodes 183, 128 and 63 tokens/s in int4, int8 and bf16 at 50 GB/s. Bytes are those of
-    # all weights, of which greedy draws leave part of a quantised head out.
-    "int4": Efficiency(0.84, 0.8, 0.0, 0.2e-3),
-    "int8": Efficiency(0.97, 0.8, 0.0, 0.2e-3),
-    "": Efficiency(0.92, 0.7, 0.0, 0.2e-3),
-}
-"""Shares of the read bandwidth and of the int8 peak as measured; a step of scheduling takes 0.2 ms."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
     """Seconds of one step, by what they go to.
 
-    ``memory`` (weights and KV cache) and ``arithmetic`` happen at the same time, so the larger counts.
+    On accelerators ``memory`` (weights and KV cache) and ``arithmetic`` happen at the same time, so the larger counts.
+    On processors neither hides the other whole (``planner/processors.py``), and attention counts for itself.
     """
 
     memory: float
     arithmetic: float
     communication: float
     overhead: float
+    attention: float = 0.0
+    norm: float | None = None
+    """Memory and arithmetic together are the root of this degree of the sum of such powers; None: the larger."""
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return max(self.memory, self.arithmetic) + self.communication + self.overhead
+        work = joined(self.memory, self.arithmetic, self.norm)
+        return work + self.attention + self.communication + self.overhead
 
     @property
     def bound(self) -> str:
@@ -71,6 +67,7 @@ class StepTime:
         parts = {
             "memory bandwidth": self.memory,
             "arithmetic": self.arithmetic,
+            "attention": self.attention,
             "communication": self.communication,
             "overhead": self.overhead,
         }
@@ -99,99 +96,80 @@ class Speed:
 
 
 def efficiency_of(setting: Setting) -> Efficiency:
-    """Return what the backend of a setting reaches."""
-    if setting.on_cpu:
-        return NATIVE.get(setting.precision, NATIVE[""])
+    """Return what the backend of a setting reaches on accelerators."""
     return SERVING if setting.backend == "fastdeploy" else GRAPHS
 
 
-def speed_of(setting: Setting, memory: tuple[DeviceMemory, ...], reached: Efficiency | None = None) -> Speed:
-    """Return the speed of a setting; ``reached`` replaces what its backend is known to reach."""
-    reached = efficiency_of(setting) if reached is None else reached
-    perfect = Efficiency(1.0, 1.0, 0.0, 0.0)
+def speed_of(setting: Setting, memory: tuple[DeviceMemory, ...]) -> Speed:
+    """Return the speed of a setting."""
     stages = setting.degrees.pipeline
     sequences = setting.sequences_of_copy
     # As many groups of sequences are under way as there are stages to work on them.
     groups = min(stages, sequences)
-    step = _step(setting, memory, sequences / groups, setting.context, reached)
-    best = _step(setting, memory, sequences / groups, setting.context, perfect, ceiling=True)
-    tokens = setting.options.step_tokens or 512
-    chunk = _step(setting, memory, tokens, setting.context / 2, reached, prompts=True)
-    most = _step(setting, memory, tokens, setting.context / 2, perfect, ceiling=True, prompts=True)
+    decoding = Load(sequences / groups, setting.context)
+    tokens = min(setting.options.step_tokens or 512, setting.context)
+    reading = Load(tokens, setting.context / 2, prompts=True)
+    step, best = _step(setting, memory, decoding), _ceiling(setting, memory, decoding)
+    chunk, most = _step(setting, memory, reading), _ceiling(setting, memory, reading)
     copies = setting.degrees.data
     return Speed(
         decode=setting.sequences / step.seconds,
-        decode_ceiling=setting.sequences / best.seconds,
+        decode_ceiling=setting.sequences / best,
         per_sequence=1 / step.seconds,
         prefill=copies * stages * tokens / chunk.seconds,
-        prefill_ceiling=copies * stages * tokens / most.seconds,
+        prefill_ceiling=copies * stages * tokens / most,
         step=step,
     )
 
 
-def _step(
-    setting: Setting,
-    memory: tuple[DeviceMemory, ...],
-    tokens: float,
-    context: float,
-    reached: Efficiency,
-    *,
-    ceiling: bool = False,
-    prompts: bool = False,
-) -> StepTime:
-    """One step through all stages."""
-    layers = setting.subject.config.num_hidden_layers
-    parts = setting.degrees.parts(layers)
+def _step(setting: Setting, memory: tuple[DeviceMemory, ...], load: Load) -> StepTime:
+    """One step through all stages, as it is to be expected."""
+    works = works_of(setting, memory, load)
+    if setting.on_cpu:
+        return _on_processors(setting, works, load)
+    layers, reached = setting.subject.config.num_hidden_layers, efficiency_of(setting)
+    memory_seconds, arithmetic = _accelerated(setting, works)
+    return StepTime(
+        memory=memory_seconds / reached.bandwidth,
+        arithmetic=arithmetic / reached.arithmetic,
+        communication=_exchanges(setting, load.tokens),
+        overhead=layers * reached.layer + reached.step,
+    )
+
+
+def _on_processors(setting: Setting, works: Sequence[Work], load: Load) -> StepTime:
+    device, reached = setting.devices.device, reach_of(setting.backend, setting.precision)
     times = [
-        _stage(setting, part, held, tokens, context, reached, prompts)
-        for part, held in zip(parts, memory, strict=True)
+        step_seconds(
+            work,
+            reached,
+            bandwidth=device.bandwidth,
+            tera=_tera(setting),
+            tera8=device.tera8,
+            load=load,
+        )
+        for work in works
     ]
+    drawn = 1 if load.prompts else load.tokens
     return StepTime(
         memory=sum(time[0] for time in times),
         arithmetic=sum(time[1] for time in times),
-        communication=0.0 if ceiling else _exchanges(setting, tokens),
-        overhead=0.0 if ceiling else layers * reached.layer + reached.step,
+        attention=sum(time[2] for time in times),
+        communication=_exchanges(setting, load.tokens),
+        overhead=reached.step + drawn * reached.sequence,
+        norm=NORM,
     )
 
 
-def _stage(
-    setting: Setting,
-    part: Part,
-    held: DeviceMemory,
-    tokens: float,
-    context: float,
-    reached: Efficiency,
-    prompts: bool,
-) -> tuple[float, float]:
-    """Seconds of reading and of multiplying on one device."""
-    config, device = setting.subject.config, setting.devices.device
-    routed = tokens * (setting.degrees.data if part.expert > 1 else 1)
-    active, whole = active_counts(config, part, tokens=routed), parameter_counts(config, part)
-    read = sum(held.weights.get(name, 0) * active[name] / n for name, n in whole.items() if n)
-    if whole["head"] == 0 and active["head"]:
-        read += held.weights.get("embedding", 0)
-    # A prompt is one sequence, whose cache is read once for all tokens of the chunk.
-    read += (1 if prompts else tokens) * context * held.kv_per_token
-    operations = 2 * tokens * _multiplied(config, part, active) + _attention(config, part, tokens, context)
-    return (
-        read / (device.bandwidth * reached.bandwidth),
-        operations / (_tera(setting) * 1e12 * reached.arithmetic),
-    )
+def _ceiling(setting: Setting, memory: tuple[DeviceMemory, ...], load: Load) -> float:
+    """Seconds that bandwidth and arithmetic allow."""
+    return max(_accelerated(setting, works_of(setting, memory, load)))
 
 
-def _multiplied(config: ModelConfig, part: Part, active: Mapping[str, float]) -> float:
-    """Weights that one token is multiplied by on one device."""
-    counts = dict(active)
-    if config.is_moe:
-        chosen = parameter_counts(config, part)["experts"] * config.moe_k / config.moe_num_experts
-        counts["experts"] = chosen
-    return sum(counts.values())
-
-
-def _attention(config: ModelConfig, part: Part, tokens: float, context: float) -> float:
-    """Products of queries with keys, and of weights with values."""
-    layers = config.num_hidden_layers if part.layers is None else len(part.layers)
-    return 4 * tokens * context * layers * config.num_attention_heads * config.head_dim / part.tensor
+def _accelerated(setting: Setting, works: Sequence[Work]) -> tuple[float, float]:
+    """Seconds of reading and of multiplying at the full bandwidth and arithmetic, through all stages."""
+    reading = sum(work.weights + work.head + work.cache for work in works) / setting.devices.device.bandwidth
+    return reading, sum(work.products + work.attention for work in works) / (_tera(setting) * 1e12)
 
 
 def _tera(setting: Setting) -> float:
@@ -206,7 +184,7 @@ def _tera(setting: Setting) -> float:
 def _exchanges(setting: Setting, tokens: float) -> float:
     """Seconds of all exchanges of a step."""
     config, degrees, device = setting.subject.config, setting.degrees, setting.devices.device
-    payload = tokens * config.hidden_size * 2
+    payload = tokens * config.hidden_size * (4 if setting.on_cpu else 2)
     inside = degrees.tensor <= device.per_node
     link = device.link if inside else LINKS["network"]
     seconds = 2 * config.num_hidden_layers * link.all_reduce(payload, degrees.tensor)

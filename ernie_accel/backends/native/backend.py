@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ernie_accel import env, system
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions, RunnerInfo
 from ernie_accel.backends.checks import CPU_ONLY, check_context
-from ernie_accel.backends.native.footprint import weight_bytes
+from ernie_accel.backends.native.footprint import table_bytes, weight_bytes
 from ernie_accel.backends.native.isa import choose_isa
 from ernie_accel.backends.native.translate import translate
 from ernie_accel.backends.registry import check_precision, settle_precision
@@ -104,6 +104,7 @@ class NativeBackend:
             weights=weight_bytes(config, _precision(options), sizes),
             step_tokens=sizes.max_step_tokens,
             kv_precision=_kv_precision(options),
+            looked_up=table_bytes(config, _precision(options)),
         )
 
     def open(self, checkpoint: Checkpoint, options: LoadOptions) -> NativeRunner:

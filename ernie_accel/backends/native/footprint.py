@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ernie_accel import _native
     from ernie_accel.architecture.config import ModelConfig
 
-__all__ = ["weight_bytes"]
+__all__ = ["table_bytes", "weight_bytes"]
 
 _HEADS = {"int8": "nested8", "int4": "nested6"}
 _INT4_SCALE = 128
@@ -41,6 +41,18 @@ def weight_bytes(config: ModelConfig, precision: str, sizes: _native.Config) -> 
         kept = "int8" if precision in QUANTISED else precision
         total["mtp"] = sum(_bytes(slot, kept, sizes) for slot in slots) + 4 * hidden * 4
     return dict(total)
+
+
+def table_bytes(config: ModelConfig, precision: str) -> int:
+    """Return the bytes of ``weight_bytes`` that are only looked up in: a table beside a tied head in another format."""
+    if not config.tie_word_embeddings or precision not in QUANTISED:
+        return 0
+    return sum(
+        matrix_bytes(slot, "bf16", 0, 0)
+        for unit in units(_one_layer(config))
+        for slot in unit.slots
+        if slot.kind == "embedding"
+    )
 
 
 def _slots(config: ModelConfig) -> Iterator[tuple[Slot, int]]:
