@@ -22,6 +22,7 @@ from typing import Any
 
 from ernie_accel import env
 from ernie_accel.errors import BackendError, MissingExtraError
+from ernie_accel.interrupts import deferred
 
 __all__ = ["import_paddle", "installed_version", "version_problem"]
 
@@ -62,6 +63,9 @@ def version_problem(version: str) -> str | None:
 def import_paddle() -> Any:
     """Return the package ``paddle``.
 
+    Ctrl-C comes through when it is imported: Paddle's own import takes KeyboardInterrupt for a damaged file, and one
+    that was cut short cannot be repeated in the same process.
+
     Raises:
         MissingExtraError: It is not installed.
         BackendError: The installed version cannot be used, or fails to load.
@@ -74,7 +78,7 @@ def import_paddle() -> Any:
     with _lock:
         if "paddle" in sys.modules:
             return sys.modules["paddle"]
-        with _unchanged_process():
+        with deferred(), _unchanged_process():
             try:
                 import paddle
                 import paddle.inference

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,49 @@ def test_without_paddle_the_error_names_the_command(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(paddle_package, "installed_version", lambda: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ernie-accel\[paddle\]'"):
         import_paddle()
+
+
+SLOW = """
+import sys
+print("importing", flush=True)
+try:
+    sys.stdin.readline()
+except BaseException as error:  # as the loader of a C++ module does
+    raise ImportError("initialization failed") from error
+complete = True
+"""
+
+INTERRUPTED = """
+import sys
+from ernie_accel.export import paddle_package
+paddle_package.installed_version = lambda: "3.3.1"
+try:
+    paddle_package.import_paddle()
+except KeyboardInterrupt:
+    print("interrupted,", "whole" if paddle_package.import_paddle().complete else "in part")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_during_the_import_is_one_and_leaves_it_whole(tmp_path: Path) -> None:
+    (tmp_path / "paddle/inference").mkdir(parents=True)
+    (tmp_path / "paddle/__init__.py").write_text(SLOW)
+    (tmp_path / "paddle/inference/__init__.py").write_text("")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "importing\n"
+        program.send_signal(signal.SIGINT)
+        program.stdin.write("\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == "interrupted, whole\n"
 
 
 CHECK = r"""
