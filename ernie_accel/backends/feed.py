@@ -11,7 +11,7 @@ from ernie_accel.metrics import SECONDS, Metrics, Series
 from ernie_accel.reply import Reply, ToolCall
 from ernie_accel.stop import TextTail
 from ernie_accel.system import peak_memory
-from ernie_accel.types import Chunk, Completion, FinishReason, Timings, Usage
+from ernie_accel.types import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 
 __all__ = ["Feed", "Piece", "Tally"]
 
@@ -27,6 +27,7 @@ class Piece:
         usage: Tokens as the other side counts them; counted here where ids are known.
         thinking: New text of thoughts, where the other side tells them from the answer; no part of the text.
         tool_calls: Of the answer, where the other side reads them.
+        logprobs: Where they were asked for, one for each of ``token_ids``.
     """
 
     text: str = ""
@@ -35,6 +36,7 @@ class Piece:
     usage: Usage | None = None
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Tally:
@@ -91,6 +93,7 @@ class Feed:
         self._tail = TextTail(None, tuple(request.params.stop))
         self._chunks: list[Chunk] = []
         self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._thoughts: list[str] = []
         self._calls: tuple[ToolCall, ...] = ()
         self._usage: Usage | None = None
@@ -135,11 +138,12 @@ class Feed:
         if piece.thinking:
             self._thoughts.append(piece.thinking)
         self._ids += piece.token_ids
+        self._logprobs += piece.logprobs
         text = self._tail.feed(piece.text)
         reason: FinishReason | None = "stop" if self._tail.stopped else piece.finish_reason
         if piece.text or piece.token_ids or piece.thinking:
             self._note_time(max(1, len(piece.token_ids)))
-        self._publish(text, piece.token_ids, reason)
+        self._publish(text, piece.token_ids, reason, piece.logprobs)
         return self.done
 
     def cancel(self) -> None:
@@ -165,17 +169,29 @@ class Feed:
             timings=self._timings(usage),
             seed=self.seed,
             prompt_token_ids=request.token_ids,
+            logprobs=self._asked(tuple(self._logprobs)),
             reply=self._reply(ids, text),
         )
 
     def _text(self) -> str:
         return "".join(chunk.text for chunk in self._chunks)
 
-    def _publish(self, text: str, ids: tuple[int, ...], reason: FinishReason | None) -> None:
+    def _asked(self, logprobs: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...] | None:
+        return logprobs if self.request.params.logprobs else None
+
+    def _publish(
+        self,
+        text: str,
+        ids: tuple[int, ...],
+        reason: FinishReason | None,
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
         if reason is not None:
             text += self._tail.flush()
         if text or ids or reason is not None:
-            self._chunks.append(Chunk(text=text, token_ids=ids, finish_reason=reason))
+            self._chunks.append(
+                Chunk(text=text, token_ids=ids, logprobs=self._asked(logprobs), finish_reason=reason)
+            )
         if reason is None:
             self.progress.ring()
             return

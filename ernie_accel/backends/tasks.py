@@ -48,9 +48,10 @@ CLOSING_SECONDS = 10.0
 class TaskEngine(ABC):
     """An ``Engine`` over something that schedules and batches by itself: a server, or a library in another process.
 
-    A subclass writes ``pieces``; ``refuse`` says what it cannot do, ``shut`` gives back what it holds. Everything else
-    is here: alternatives, a bounded queue with priorities, deadlines, cancelling, metrics. One thread runs the event
-    loop; it begins with the engine and ends with ``close`` or with the last reference.
+    A subclass writes ``pieces``; ``refuse`` says what it cannot do, ``held`` what goes on after a cancel, ``shut``
+    gives back what it holds. Everything else is here: alternatives, a bounded queue with priorities, deadlines,
+    cancelling, metrics. One thread runs the event loop; it begins with the engine and ends with ``close`` or with the
+    last reference.
 
     Args:
         info: Fixed properties.
@@ -90,6 +91,13 @@ class TaskEngine(ABC):
     def refuse(self, request: Request) -> None:
         """Raise UnsupportedError or ArgumentError for what cannot be expressed; before anything is queued."""
         return
+
+    def held(self) -> int:
+        """Count the places that the other side still needs for completions that were cancelled here.
+
+        They are none for others. When there are fewer, call ``admit``. In the event loop.
+        """
+        return 0
 
     async def shut(self) -> None:
         """Give back what the subclass holds; in the event loop, once."""
@@ -248,11 +256,11 @@ class TaskEngine(ABC):
                 ring = partial(_send, self._loop, weakref.WeakMethod(self._late), [feed])
                 timer = self._loop.call_later(left, ring)
                 feed.ended.call(partial(_drop, self._loop, timer), lambda f=feed: f.done)  # type: ignore[misc]
-        self._admit()
+        self.admit()
 
-    def _admit(self) -> None:
-        """Start what waits, as far as there is room."""
-        while self._waiting and len(self._tasks) < self._concurrency:
+    def admit(self) -> None:
+        """Start what waits, as far as there is room; in the event loop."""
+        while self._waiting and len(self._tasks) + self.held() < self._concurrency:
             feed = heapq.heappop(self._waiting)[2]
             self._queued.pop(feed, None)
             if not feed.done:
@@ -279,7 +287,7 @@ class TaskEngine(ABC):
         del self._tasks[feed]
         self._ending.discard(feed)
         feed.cancel()  # unless it has ended already
-        self._admit()
+        self.admit()
 
     def _cancel(self, feeds: Sequence[Feed]) -> None:
         for feed in feeds:

@@ -12,6 +12,7 @@ from ernie_accel.backends.feed import Piece
 from ernie_accel.backends.registry import get
 from ernie_accel.backends.tasks import TaskEngine
 from ernie_accel.engine.local import LocalEngine
+from ernie_accel.errors import UnsupportedError
 from ernie_accel.testing import synthetic, tiny_config
 from ernie_accel.testing.conformance import EngineSubject, run_engine_conformance
 from ernie_accel.testing.conformance.engines import ENGINE_CHECKS
@@ -38,6 +39,10 @@ class Counter(TaskEngine):
         )
         super().__init__(info, concurrency=4)
 
+    def refuse(self, request: Request) -> None:
+        if request.params.logprobs and "silent" not in self.faults:
+            raise UnsupportedError("logprobs: not here; 'native' has them")
+
     async def pieces(self, request: Request, seed: int) -> AsyncGenerator[Piece, None]:
         for number in range(request.params.max_tokens):
             token = request.token_ids[-1] + number + 1
@@ -59,6 +64,12 @@ class Forgetful(Counter):
     faults = frozenset({"no reason"})
 
 
+class Silent(Counter):
+    """Ignores what it cannot do."""
+
+    faults = frozenset({"silent"})
+
+
 class Deaf(Counter):
     """Works on after close."""
 
@@ -75,7 +86,8 @@ class Shouting(Counter):
 
 
 @pytest.mark.parametrize(
-    ("kind", "check"), [(Forgetful, "results"), (Deaf, "engine_close"), (Shouting, "readings")]
+    ("kind", "check"),
+    [(Forgetful, "results"), (Silent, "asked_logprobs"), (Deaf, "engine_close"), (Shouting, "readings")],
 )
 def test_faults_are_found(kind: type[Counter], check: str) -> None:
     engines: list[Counter] = []

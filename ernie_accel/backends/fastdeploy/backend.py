@@ -20,6 +20,7 @@ from ernie_accel.backends.fastdeploy.options import FastDeployOptions
 from ernie_accel.backends.preflight import Finding, Preflight
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.errors import ArgumentError, BackendUnavailableError, ErnieAccelError, UnsupportedError
+from ernie_accel.tokenizer.load import load_tokenizer
 
 __all__ = ["FastDeployBackend"]
 
@@ -104,7 +105,7 @@ class FastDeployBackend:
         """
         own = _own(options)
         if own.endpoint is not None:
-            return self._remote(config, options, own)
+            return self._remote(directory, config, options, own)
         if directory is None or config is None:
             raise ArgumentError(
                 "backend 'fastdeploy' reads the files of a checkpoint: give a directory or a hub id, or the endpoint "
@@ -139,7 +140,10 @@ class FastDeployBackend:
             kv_precision="bf16",
             max_sequences=arguments["max_num_seqs"],
             capabilities=frozenset({"structure"}),
-            details={"fastdeploy": ready["version"], "pid": group.pid, "logs": str(group.logs), **arguments},
+            details={
+                **{"fastdeploy": ready["version"], "stops_cancelled": ready["stops"]},
+                **{"pid": group.pid, "logs": str(group.logs), **arguments},
+            },
             max_seed=MAX_SEED["fastdeploy"],
         )
         return GroupEngine(
@@ -148,14 +152,18 @@ class FastDeployBackend:
             concurrency=arguments["max_num_seqs"],
             queue_size=_queue_size(options),
             guided=own.guided_decoding,
+            logprobs=own.logprobs,
             patience=own.read_timeout,
         )
 
-    def _remote(self, config: ModelConfig | None, options: LoadOptions, own: FastDeployOptions) -> Engine:
+    def _remote(
+        self, directory: Path | None, config: ModelConfig | None, options: LoadOptions, own: FastDeployOptions
+    ) -> Engine:
         from ernie_accel.backends.fastdeploy.remote_engine import connect
 
         launch.check_remote(options)
-        return connect(config, options, own, queue_size=_queue_size(options))
+        tokenizer = load_tokenizer(directory) if own.logprobs and directory is not None else None
+        return connect(config, options, own, queue_size=_queue_size(options), tokenizer=tokenizer)
 
 
 def _own(options: LoadOptions) -> FastDeployOptions:

@@ -16,10 +16,13 @@ __all__ = ["finish_reason", "sampling"]
 _STOPS: Mapping[Dialect, int] = {"fastdeploy": 5, "openai": 4}
 _NEUTRAL: Mapping[str, float] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 _BOUNDS = {"presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0)}
+MAX_LOGPROBS = 20
 _ALONE = "backends 'native' and 'reference' can"
 
 
-def sampling(params: SamplingParams, seed: int, dialect: Dialect, *, guided: bool) -> dict[str, Any]:
+def sampling(
+    params: SamplingParams, seed: int, dialect: Dialect, *, guided: bool, logprobs: bool
+) -> dict[str, Any]:
     """Return the fields of a request. None is left out, for the other side to decide.
 
     Args:
@@ -27,6 +30,7 @@ def sampling(params: SamplingParams, seed: int, dialect: Dialect, *, guided: boo
         seed: Of this completion.
         dialect: Whose names.
         guided: Whether outputs with a structure are allowed.
+        logprobs: Whether log-probabilities are.
 
     Raises:
         UnsupportedError: Something cannot be said; names the backends that can do it.
@@ -46,6 +50,12 @@ def sampling(params: SamplingParams, seed: int, dialect: Dialect, *, guided: boo
             "an output with a structure needs guided decoding, which is off: give FastDeployOptions(guided_decoding="
             f"True), with a server only if it was started so; {_ALONE}"
         )
+    if params.logprobs and not logprobs:
+        raise UnsupportedError(
+            f"logprobs={params.logprobs}: they are off, since every token costs more with them: give "
+            f"FastDeployOptions(logprobs=True), with a server only if it gives them (FastDeploy: --enable-logprob); "
+            f"{_ALONE}"
+        )
     if params.json_schema is not None:
         schema = json.loads(str(params.json_schema))
         wrapped = {"type": "json_schema", "json_schema": {"name": "output", "schema": schema, "strict": True}}
@@ -57,9 +67,7 @@ def sampling(params: SamplingParams, seed: int, dialect: Dialect, *, guided: boo
 
 _OFF = ("stop", "stop_token_ids", "logprobs", "ignore_eos")
 _PLAIN = {"fastdeploy": "FastDeploy has no such setting", "openai": "the OpenAI API has no such setting"}
-_LOGPROBS = "token ids of log-probabilities do not come through this backend"
 _WHY: Mapping[str, Mapping[str, str]] = {
-    "logprobs": {"fastdeploy": _LOGPROBS, "openai": _LOGPROBS},
     "ignore_eos": {
         "fastdeploy": "FastDeploy always ends at an end token",
         "openai": "servers always end at an end token",
@@ -75,6 +83,10 @@ def _check_values(params: SamplingParams, dialect: Dialect) -> None:
     if len(params.stop) > _STOPS[dialect]:
         raise UnsupportedError(
             f"stop: {len(params.stop)} strings; at most {_STOPS[dialect]} here, more with backend 'native'"
+        )
+    if params.logprobs > MAX_LOGPROBS:
+        raise UnsupportedError(
+            f"logprobs={params.logprobs}: at most {MAX_LOGPROBS} here; {_ALONE} give any number"
         )
     for name, (low, high) in _BOUNDS.items():
         value = getattr(params, name)

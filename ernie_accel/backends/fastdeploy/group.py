@@ -48,6 +48,8 @@ class Group:
         environment: Variables beside those of this process.
         logs: Where its output goes, in ``group.log``; None: a temporary directory, removed by ``close`` unless it is to
             be kept.
+        scratch_variables: Of the environment, which tell the group a directory for temporary files; it is removed with
+            the group in any case.
         log_variable: Of the environment, which tells the worker that directory.
         grace: Seconds that the worker may take to end by itself.
 
@@ -64,12 +66,20 @@ class Group:
         environment: Mapping[str, str],
         logs: Path | None = None,
         log_variable: str | None = None,
+        scratch_variables: Sequence[str] = ("TMPDIR",),
         grace: float = GRACE_SECONDS,
     ) -> None:
-        self.logs = _directory(logs)
-        self._temporary = [self.logs] if logs is None else []
+        home = _home()
+        self._scratch = home / "tmp"
+        self._temporary = [home]
+        self.logs = home / "log" if logs is None else logs
+        try:
+            _make(self.logs)
+        except BaseException:
+            _remove(self._temporary)
+            raise
         mark = uuid.uuid4().hex
-        further = {**environment, MARK: mark}
+        further = {**dict.fromkeys(scratch_variables, str(self._scratch)), **environment, MARK: mark}
         if log_variable is not None:
             further.setdefault(log_variable, str(self.logs))
         self.socket, theirs = socket.socketpair()
@@ -81,6 +91,8 @@ class Group:
             str(_HERE / "supervise.py"),
             str(theirs.fileno()),
             str(grace),
+            str(self._scratch),
+            str(home),
         ]
         try:
             with (self.logs / OWN_LOG).open("ab") as log:
@@ -136,7 +148,7 @@ class Group:
     def failure(self, what: str) -> BackendProcessError:
         """Return an error that says what happened, with exit code and log."""
         code, log = self.exit_code(), self.log()
-        self._temporary.clear()  # whoever reads the message may want to look there
+        self._keep_logs()  # whoever reads the message may want to look there
         ended = "" if code is None else f" (it {_described(code)})"
         shown = "".join(f"\n  {line}" for line in log) or " it has written nothing"
         return BackendProcessError(
@@ -151,24 +163,38 @@ class Group:
             at_once: Give the worker no time to end by itself.
         """
         if keep_logs:
-            self._temporary.clear()
+            self._keep_logs()
         if self._end.alive and at_once:
             with contextlib.suppress(OSError):
                 os.write(self._lifeline, b"!")
         self._end()
 
+    def _keep_logs(self) -> None:
+        if self._scratch.parent in self.logs.parents:
+            self._temporary[:] = [self._scratch]
 
-def _directory(given: Path | None) -> Path:
+
+def _home() -> Path:
+    """Make the directory of everything temporary, with one in it for what the group leaves there."""
     try:
-        if given is None:
-            return Path(tempfile.mkdtemp(prefix="ernie_accel-"))
-        given.mkdir(parents=True, exist_ok=True)
+        home = Path(tempfile.mkdtemp(prefix="ernie_accel-"))
+        (home / "tmp").mkdir()
     except OSError as error:
         raise BackendProcessError(
-            f"{given or tempfile.tempdir}: logs of the process group cannot go there: {error.strerror or error}; "
+            f"{tempfile.tempdir}: temporary files of the process group cannot go there: {error.strerror or error}; "
+            "name a directory in TMPDIR"
+        ) from error
+    return home
+
+
+def _make(logs: Path) -> None:
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendProcessError(
+            f"{logs}: logs of the process group cannot go there: {error.strerror or error}; "
             "give another directory: FastDeployOptions(log_directory=...)"
         ) from error
-    return given
 
 
 def _remove(directories: list[Path]) -> None:

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import random
 import selectors
 import sys
 import time
+import weakref
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ernie_accel.backends.engine import EngineInfo, Request
 from ernie_accel.backends.fastdeploy.fields import sampling
-from ernie_accel.backends.fastdeploy.group import LONGEST_LINE, Group
+from ernie_accel.backends.fastdeploy.group import Group
+from ernie_accel.backends.fastdeploy.link import DYING_SECONDS, Event, Link
+from ernie_accel.backends.fastdeploy.logprobs import of_rows
 from ernie_accel.backends.fastdeploy.options import FastDeployOptions
 from ernie_accel.backends.feed import Piece
 from ernie_accel.backends.tasks import TaskEngine
 from ernie_accel.errors import (
     ArgumentError,
     BackendError,
-    BackendProcessError,
     DeadlineError,
     UnsupportedError,
 )
-from ernie_accel.types import Progress, Usage
+from ernie_accel.metrics import Metrics
+from ernie_accel.types import Progress, TokenLogprob, Usage
 
 __all__ = ["GroupEngine", "start"]
 
 CONNECTING_SECONDS = 10.0
-DYING_SECONDS = 5.0
 LOOK_SECONDS = 1.0
+SCRATCH = ("TMPDIR", "PROMETHEUS_MULTIPROC_DIR")
+"""FastDeploy makes directories for its metrics and removes none; the host may have one of its own in the second."""
 STAGES = ("importing FastDeploy", "starting FastDeploy", "waiting for a first token")
-Event = dict[str, Any]
 
 _SERVE = Path(__file__).with_name("serve.py")
 
@@ -61,6 +63,7 @@ def start(
         environment={**environment, **own.environment},
         logs=logs,
         log_variable="FD_LOG_DIR",
+        scratch_variables=SCRATCH,
     )
     try:
         group.send({"arguments": dict(arguments), "probe": probe})
@@ -117,84 +120,11 @@ def _events(group: Group, left: float) -> Iterator[Event | None]:
     yield None
 
 
-class _Link:
-    """The connection with the worker, in the event loop: sorts what it says by request. Knows no engine."""
-
-    def __init__(self, group: Group) -> None:
-        self._group = group
-        self._answers: dict[int, asyncio.Queue[Event | None]] = {}
-        self._numbers = itertools.count(1)
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._last = ""
-        self.dead = False
-
-    async def connect(self) -> None:
-        """Take the socket over."""
-        reader, self._writer = await asyncio.open_connection(sock=self._group.socket, limit=LONGEST_LINE)
-        self._reading = asyncio.get_running_loop().create_task(self._read(reader))
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while line := await reader.readline():
-                event = json.loads(line)
-                if event["event"] == "dead":
-                    self._last = event["message"]
-                answer = self._answers.get(event.get("id", 0))
-                if answer is not None:
-                    answer.put_nowait(event)
-        except (OSError, ValueError) as error:
-            self._last = f"the connection to it broke: {error}"
-        finally:
-            self.dead = True
-            for answer in self._answers.values():
-                answer.put_nowait(None)
-            if self._writer is not None:
-                self._writer.close()
-
-    def open(self) -> tuple[int, asyncio.Queue[Event | None]]:
-        """Begin a request: its number, and where its events will be. None is the end of the group."""
-        number, answer = next(self._numbers), asyncio.Queue[Event | None]()
-        self._answers[number] = answer
-        if self.dead:
-            answer.put_nowait(None)
-        return number, answer
-
-    def forget(self, number: int) -> None:
-        """End a request; what still comes for it is dropped."""
-        del self._answers[number]
-
-    def send(self, message: Event) -> None:
-        """Write a line, if the worker is there still."""
-        if self._writer is not None and not self.dead:
-            self._writer.write(json.dumps(message).encode() + b"\n")
-
-    async def failure(self) -> BackendProcessError:
-        """Return why the group is no more."""
-        await asyncio.to_thread(self._group.wait, DYING_SECONDS)
-        what = self._last or "its process is gone"
-        return self._group.failure(f"the process group of FastDeploy has failed: {what}")
-
-    async def close(self) -> None:
-        """Say good-bye and stop reading."""
-        if self._writer is None or self._reading is None:
-            return
-        self.send({"op": "close"})
-        with suppress(OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._writer.drain(), 1.0)
-        was_dead = self.dead
-        self._reading.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._reading
-        self.dead = was_dead
-        with suppress(OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._writer.wait_closed(), 1.0)
-
-
 class GroupEngine(TaskEngine):
     """Whole requests on a group that ``start`` gave, which it owns from here on.
 
-    FastDeploy cannot be told to stop offline: a request that is cancelled ends here at once, and goes on unheard there.
+    A request that is cancelled ends here at once. It keeps its place until FastDeploy has ended it too, which newer
+    versions do when they are told to, and older ones when it is complete.
     """
 
     def __init__(
@@ -205,13 +135,14 @@ class GroupEngine(TaskEngine):
         concurrency: int,
         queue_size: int,
         guided: bool,
+        logprobs: bool,
         patience: float,
     ) -> None:
         super().__init__(info, concurrency=concurrency, queue_size=queue_size)
         self._group = group
-        self._guided = guided
+        self._allowed = {"guided": guided, "logprobs": logprobs}
         self._patience = patience
-        self._link = _Link(group)
+        self._link = Link(group, patience, weakref.WeakMethod(self.admit))
         self.ask(self._link.connect(), CONNECTING_SECONDS)
 
     def refuse(self, request: Request) -> None:
@@ -220,14 +151,14 @@ class GroupEngine(TaskEngine):
             raise UnsupportedError(
                 "a process group of FastDeploy takes token ids: the directory needs a tokenizer"
             )
-        sampling(request.params, 0, "fastdeploy", guided=self._guided)
+        sampling(request.params, 0, "fastdeploy", **self._allowed)
 
     async def pieces(self, request: Request, seed: int) -> AsyncGenerator[Piece, None]:
         """Ask for one completion and give it as it comes."""
         number, answer = self._link.open()
-        ended = False
+        ended = True
         try:
-            fields = sampling(request.params, seed, "fastdeploy", guided=self._guided)
+            fields = sampling(request.params, seed, "fastdeploy", **self._allowed)
             most = min(request.params.max_tokens, self._info.max_context - len(request.token_ids))
             if most < 1:
                 yield Piece(finish_reason="length")
@@ -236,6 +167,7 @@ class GroupEngine(TaskEngine):
             self._link.send(
                 {"op": "generate", "id": number, "ids": list(request.token_ids), "fields": fields}
             )
+            ended = False
             while not ended:
                 event = await self._heard(answer)
                 if event is None:
@@ -244,9 +176,16 @@ class GroupEngine(TaskEngine):
                 ended = event["event"] in ("end", "error")
                 yield _piece(event, request, most)
         finally:
-            self._link.forget(number)
-            if not ended:
-                self._link.send({"op": "cancel", "id": number})
+            self._link.forget(number, goes_on=not ended)
+
+    def held(self) -> int:
+        """Count the requests that were cancelled here and go on there."""
+        return self._link.leaving
+
+    def metrics(self) -> Metrics:
+        """Return what was counted; ``abandoned`` were cancelled here, and FastDeploy has not ended them yet."""
+        own = super().metrics()
+        return replace(own, gauges={**own.gauges, "abandoned": self._link.leaving})
 
     async def _heard(self, answer: asyncio.Queue[Event | None]) -> Event | None:
         """Wait for the next event, but not for ever: a worker may live and do nothing."""
@@ -273,17 +212,30 @@ def _piece(event: Event, request: Request, most: int) -> Piece:
         message, code = event["message"], event["code"]
         if code == 400:
             raise ArgumentError(f"FastDeploy refused the request: {message}")
-        raise BackendError(f"FastDeploy failed with {code}: {message}")
+        raise BackendError(f"FastDeploy failed{f' with {code}' if code else ''}: {message}")
     if event["event"] == "silence":
         raise DeadlineError(
             "FastDeploy gave nothing new for too long; allow more with FastDeployOptions(read_timeout=...), or look "
             "into its logs"
         )
     if event["event"] == "piece":
-        return Piece(text=event["text"], token_ids=tuple(event["ids"]))
+        return Piece(
+            text=event["text"],
+            token_ids=tuple(event["ids"]),
+            logprobs=_logprobs(event, request.params.logprobs),
+        )
     usage = Usage(
         prompt_tokens=len(request.token_ids),
         completion_tokens=event["count"],
         cached_tokens=event["cached"],
     )
     return Piece(finish_reason="length" if event["count"] >= most else "stop", usage=usage)
+
+
+def _logprobs(event: Event, most: int) -> tuple[TokenLogprob, ...]:
+    if not most:
+        return ()
+    try:
+        return of_rows(event["ids"], event["logprobs"], most)
+    except (ValueError, TypeError) as error:
+        raise BackendError(f"FastDeploy gave log-probabilities that are none: {error}") from error

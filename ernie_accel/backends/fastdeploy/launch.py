@@ -27,6 +27,7 @@ __all__ = [
 MAX_SEQUENCES = 256
 DEFAULT_SEQUENCES = 32
 DRAFT_TOKENS = 5
+RAW = "raw_logprobs"
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,9 @@ def engine_arguments(
         arguments["load_choices"] = own.loader
     if own.guided_decoding:
         arguments["guided_decoding_backend"] = "xgrammar"
+    if own.logprobs:
+        arguments["enable_logprob"] = True
+        _check_logprobs_mode(own)
     taken = sorted(set(own.engine_arguments) & set(ENGINE_ARGUMENTS.values()))
     if taken:
         ours = {theirs: name for name, theirs in ENGINE_ARGUMENTS.items()}
@@ -149,6 +153,16 @@ def engine_arguments(
             f"engine_arguments: {', '.join(f'{name} is {ours[name]}' for name in taken)} here; use that"
         )
     return arguments | dict(own.engine_arguments)
+
+
+def _check_logprobs_mode(own: FastDeployOptions) -> None:
+    """Ours are of the model itself, which is FastDeploy's default."""
+    mode = own.engine_arguments.get("logprobs_mode", RAW)
+    if mode != RAW:
+        raise ArgumentError(
+            f"engine_arguments: logprobs_mode={mode!r}: with logprobs=True it must be {RAW!r}, the log-probabilities "
+            "of the model itself; leave it out"
+        )
 
 
 def _refuse_foreign(options: LoadOptions) -> None:

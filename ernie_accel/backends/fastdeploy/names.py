@@ -42,6 +42,7 @@ ENGINE_ARGUMENTS: Mapping[str, str] = {
     "FastDeployOptions.host_cache": "swap_space",
     "FastDeployOptions.loader": "load_choices",
     "FastDeployOptions.guided_decoding": "guided_decoding_backend",
+    "FastDeployOptions.logprobs": "enable_logprob",
 }
 """Settings of ``Model.load`` to arguments of FastDeploy's engine."""
 
@@ -57,7 +58,7 @@ SAMPLING: Mapping[str, tuple[str | None, str | None]] = {
     "stop": ("stop", "stop"),
     "stop_token_ids": ("stop_token_ids", None),
     "seed": ("seed", "seed"),
-    "logprobs": (None, None),
+    "logprobs": ("logprobs", "logprobs"),
     "ignore_eos": (None, None),
     "json_schema": ("guided_json", "response_format"),
     "regex": ("guided_regex", None),

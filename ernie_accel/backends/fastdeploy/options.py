@@ -38,6 +38,8 @@ class FastDeployOptions:
         endpoint: Of a server, such as ``"http://localhost:8188"``.
         guided_decoding: Outputs with a structure are allowed. Of a server: it was started with
             ``--guided-decoding-backend`` (without, a request with a structure has crashed workers, so none is sent).
+        logprobs: ``SamplingParams(logprobs=)`` is allowed; every token costs more then, also of requests without. Of a
+            server: it was started with ``--enable-logprob``.
         read_timeout: Seconds without anything new after which an answer has failed.
         model: Name under which the server has the model; None takes the only one.
         api_key: Sent as bearer token; shown nowhere.
@@ -63,6 +65,7 @@ class FastDeployOptions:
 
     endpoint: str | None = None
     guided_decoding: bool = False
+    logprobs: bool = False
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     dialect: Dialect = "fastdeploy"
@@ -92,7 +95,7 @@ class FastDeployOptions:
         for name, allowed in (("dialect", get_args(Dialect)), ("loader", get_args(Loader))):
             if getattr(self, name) not in allowed:
                 raise ArgumentError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
-        for name in ("guided_decoding", "expert_parallel"):
+        for name in ("guided_decoding", "logprobs", "expert_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name}={getattr(self, name)!r}: must be True or False")
         for name in ("connect_timeout", "read_timeout", "start_timeout"):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -15,8 +14,10 @@ from typing import Any
 from ernie_accel.architecture.config import ModelConfig
 from ernie_accel.backends.base import LoadOptions
 from ernie_accel.backends.engine import EngineInfo, Request
-from ernie_accel.backends.fastdeploy.fields import finish_reason, sampling
+from ernie_accel.backends.fastdeploy.answer import Answer
+from ernie_accel.backends.fastdeploy.fields import sampling
 from ernie_accel.backends.fastdeploy.launch import DEFAULT_SEQUENCES
+from ernie_accel.backends.fastdeploy.logprobs import Names
 from ernie_accel.backends.fastdeploy.names import MAX_SEED
 from ernie_accel.backends.fastdeploy.options import FastDeployOptions
 from ernie_accel.backends.fastdeploy.server import Server
@@ -24,8 +25,7 @@ from ernie_accel.backends.feed import Piece
 from ernie_accel.backends.tasks import TaskEngine
 from ernie_accel.errors import ArgumentError, ErnieAccelError, RemoteError, UnsupportedError
 from ernie_accel.metrics import Metrics
-from ernie_accel.reply import ToolCall
-from ernie_accel.types import Usage
+from ernie_accel.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["RemoteEngine", "connect", "find_model"]
 
@@ -45,9 +45,14 @@ Body = dict[str, Any]
 
 
 def connect(
-    config: ModelConfig | None, options: LoadOptions, own: FastDeployOptions, *, queue_size: int
+    config: ModelConfig | None,
+    options: LoadOptions,
+    own: FastDeployOptions,
+    *,
+    queue_size: int,
+    tokenizer: Tokenizer | None = None,
 ) -> RemoteEngine:
-    """Look at a server, find its model, and return an engine over it.
+    """Look at a server, find its model, and return an engine over it; ``tokenizer`` gives log-probabilities their ids.
 
     Raises:
         MissingExtraError: httpx is not installed.
@@ -71,7 +76,7 @@ def connect(
         details={"endpoint": server.endpoint, "model": model["id"], "dialect": own.dialect},
         max_seed=MAX_SEED[own.dialect],
     )
-    return RemoteEngine(server, info, own, queue_size=queue_size)
+    return RemoteEngine(server, info, own, Names(tokenizer), queue_size=queue_size)
 
 
 def find_model(own: FastDeployOptions) -> dict[str, Any]:
@@ -113,10 +118,13 @@ class RemoteEngine(TaskEngine):
     server gives them (FastDeploy does).
     """
 
-    def __init__(self, server: Server, info: EngineInfo, own: FastDeployOptions, *, queue_size: int) -> None:
+    def __init__(
+        self, server: Server, info: EngineInfo, own: FastDeployOptions, names: Names, *, queue_size: int
+    ) -> None:
         super().__init__(info, concurrency=info.max_sequences, queue_size=queue_size)
         self._server = server
         self._own = own
+        self._names = names
         self._model = str(info.details["model"])
 
     def refuse(self, request: Request) -> None:
@@ -133,7 +141,7 @@ class RemoteEngine(TaskEngine):
         chat = request.turn is not None
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self._server.stream(path, self._body(request, seed)) as stream:
-            answer = _Answer(chat)
+            answer = Answer(chat, request.params.logprobs, self._names)
             async with aclosing(_until_the_end(stream, answer)) as found:
                 async for piece in found:
                     yield piece
@@ -155,7 +163,13 @@ class RemoteEngine(TaskEngine):
         return replace(own, gauges={**own.gauges, **gauges}, counters={**own.counters, **counters})
 
     def _fields(self, request: Request, seed: int) -> Body:
-        return sampling(request.params, seed, self._own.dialect, guided=self._own.guided_decoding)
+        own = self._own
+        fields = sampling(
+            request.params, seed, own.dialect, guided=own.guided_decoding, logprobs=own.logprobs
+        )
+        if request.turn is not None and "logprobs" in fields:
+            fields.update(logprobs=True, top_logprobs=fields["logprobs"])
+        return fields
 
     def _body(self, request: Request, seed: int) -> Body:
         body = {"model": self._model, "stream": True, "stream_options": {"include_usage": True}}
@@ -179,7 +193,7 @@ def _whole_numbers(text: str) -> dict[str, int]:
     return found
 
 
-async def _until_the_end(stream: AsyncIterator[str], answer: _Answer) -> AsyncGenerator[Piece, None]:
+async def _until_the_end(stream: AsyncIterator[str], answer: Answer) -> AsyncGenerator[Piece, None]:
     """Read events until ``[DONE]``; once the answer has ended, only for a moment more."""
     end: float | None = None
     while True:
@@ -224,93 +238,3 @@ async def _next(stream: AsyncIterator[str], end: float | None) -> str:
     if found is None:
         raise StopAsyncIteration
     return found
-
-
-class _Answer:
-    """Reads the events of one answer."""
-
-    def __init__(self, chat: bool) -> None:
-        self._chat = chat
-        self._reason: object = None
-        self._usage: Usage | None = None
-        self._calls: dict[int, tuple[str, str]] = {}
-
-    @property
-    def ended(self) -> bool:
-        """Whether a reason for an end came."""
-        return self._reason is not None
-
-    def take(self, event: str) -> Piece | None:
-        """Read an event; None if it holds nothing of the answer."""
-        try:
-            found = json.loads(event)
-            if "error" in found:
-                raise _failure(found)
-            self._take_usage(found.get("usage"))
-            if not found["choices"]:
-                return None
-            return self._take_choice(found["choices"][0])
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise RemoteError(
-                f"the server sent an event that is none of the API ({type(error).__name__}: {error}): {event[:200]}"
-            ) from error
-
-    def last(self) -> Piece:
-        """Return the end: why, with the counts, and the calls of tools."""
-        try:
-            reason = finish_reason(self._reason)
-        except KeyError:
-            raise RemoteError(f"the server ended an answer for an unknown reason, {self._reason!r}") from None
-        return Piece(finish_reason=reason, usage=self._usage, tool_calls=self._tool_calls())
-
-    def _take_choice(self, choice: Mapping[str, Any]) -> Piece | None:
-        self._reason = choice.get("finish_reason") or self._reason
-        delta = choice.get("delta") or {} if self._chat else choice
-        text = delta.get("content" if self._chat else "text") or ""
-        thinking = delta.get("reasoning_content") or ""
-        ids = choice.get("completion_token_ids") or delta.get("completion_token_ids") or ()
-        if not (isinstance(text, str) and isinstance(thinking, str)):
-            raise TypeError("text that is no string")
-        if not all(isinstance(i, int) and i >= 0 for i in ids):
-            raise TypeError("token ids that are none")
-        for call in delta.get("tool_calls") or () if self._chat else ():
-            self._take_call(call)
-        return Piece(text=text, thinking=thinking, token_ids=tuple(ids)) if text or thinking or ids else None
-
-    def _take_call(self, call: Mapping[str, Any]) -> None:
-        """Calls come in parts: the name, then the text of the arguments."""
-        function = call.get("function") or {}
-        name, arguments = self._calls.get(call.get("index", 0), ("", ""))
-        parts = (name + (function.get("name") or ""), arguments + (function.get("arguments") or ""))
-        self._calls[call.get("index", 0)] = parts
-
-    def _take_usage(self, usage: Mapping[str, Any] | None) -> None:
-        if usage is None:
-            return
-        details = usage.get("prompt_tokens_details") or {}
-        self._usage = Usage(
-            prompt_tokens=int(usage["prompt_tokens"]),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
-            cached_tokens=int(details.get("cached_tokens") or 0),
-        )
-
-    def _tool_calls(self) -> tuple[ToolCall, ...]:
-        return tuple(ToolCall(name, _arguments(name, text)) for name, text in self._calls.values())
-
-
-def _arguments(name: str, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise RemoteError(f"the server sent arguments for {name!r} that are no JSON object: {text[:200]}")
-    return found
-
-
-def _failure(found: Mapping[str, Any]) -> RemoteError:
-    error = found["error"]
-    message = error.get("message", error) if isinstance(error, Mapping) else error
-    code = error.get("code") if isinstance(error, Mapping) else None
-    status = code if isinstance(code, int) else None
-    return RemoteError(f"the server failed in the middle of an answer: {str(message)[:500]}", status)

@@ -7,6 +7,10 @@ Out go ``stage``, ``ready`` or ``failed``, then ``piece``, ``end`` and ``error``
 of ``LLM.generate`` in a thread of its own, with one prompt and one SamplingParams: FastDeploy batches what runs at the
 same time, and lists of either have had mistakes. Standard output belongs to FastDeploy; it is the log.
 
+A request that is cancelled is ended by the means of FastDeploy's own server, where its version has them, and read to
+its end in either case: FastDeploy forgets an answer only when its end has been read. Until then ``going`` takes the
+place of ``piece``.
+
 Needs nothing but the standard library and FastDeploy: no part of ernie_accel has to be installed beside it.
 """
 
@@ -23,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -62,12 +67,20 @@ class Connection:
                 return
 
 
+class Request:
+    """One that is under way: FastDeploy's name for it, once that is known, and whether it was cancelled."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.cancelled = False
+
+
 class Server:
     """One ``LLM`` and the requests that are under way."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._cancelled: set[int] = set()
+        self._requests: dict[int, Request] = {}
         self._llm: Any = None
         self._params: Any = None
 
@@ -92,7 +105,9 @@ class Server:
         send("stage", name="waiting for a first token")
         self._probe(settings["probe"])
         threading.Thread(target=self._watch, args=(long_lived(workers),), daemon=True).start()
-        send("ready", version=str(getattr(module, "__version__", "")), pid=os.getpid())
+        stops = stopper(self._llm) is not None
+        version = str(getattr(module, "__version__", ""))
+        send("ready", version=version, pid=os.getpid(), stops=stops)
 
     def _probe(self, ids: list[int]) -> None:
         for outputs in self._llm.generate([ids], self._params(max_tokens=1), stream=True):
@@ -117,9 +132,33 @@ class Server:
             if command is None or command["op"] == "close":
                 return
             if command["op"] == "cancel":
-                self._cancelled.add(command["id"])
+                self._cancel(command["id"])
             elif command["op"] == "generate":
+                self._requests[command["id"]] = Request()
                 threading.Thread(target=self._answer, args=(command,), daemon=True).start()
+
+    def _cancel(self, number: int) -> None:
+        request = self._requests.get(number)
+        if request is not None:
+            request.cancelled = True
+            self._stop(request)
+
+    def _named(self, request: Request, name: object) -> None:
+        """Take note of FastDeploy's name for a request, which may have been cancelled before there was one."""
+        if request.name is not None or not isinstance(name, str):
+            return
+        request.name = name
+        if request.cancelled:
+            self._stop(request)
+
+    def _stop(self, request: Request) -> None:
+        stop = stopper(self._llm)
+        if stop is None or request.name is None:
+            return
+        try:
+            stop(request.name)
+        except Exception:  # it goes on then, as without
+            traceback.print_exc()
 
     def _answer(self, command: dict[str, Any]) -> None:
         number = command["id"]
@@ -127,28 +166,41 @@ class Server:
             self._generate(number, command)
         except Exception as error:
             traceback.print_exc()
-            self._connection.send("error", id=number, code=0, message=f"{type(error).__name__}: {error}")
+            code = getattr(error, "error_code", 0)
+            message = f"{type(error).__name__}: {error}"
+            self._connection.send(
+                "error", id=number, code=code if isinstance(code, int) else 0, message=message
+            )
         finally:
-            self._cancelled.discard(number)
+            del self._requests[number]
 
     def _generate(self, number: int, command: dict[str, Any]) -> None:
-        send, count, cached = self._connection.send, 0, 0
-        params = self._sampling(command["fields"])
-        for outputs in self._llm.generate([list(command["ids"])], params, stream=True):
-            if number in self._cancelled:  # FastDeploy has no way to stop it; nobody hears the rest
-                return
+        send, request, count, cached = self._connection.send, self._requests[number], 0, 0
+        wanted = command["fields"].get("logprobs")
+        prompt: dict[str, Any] = {"prompt_token_ids": list(command["ids"])}
+        answer = self._llm.generate([prompt], self._sampling(command["fields"]), stream=True)
+        self._named(request, prompt.get("request_id"))  # FastDeploy writes it there
+        for outputs in answer:
             output = outputs[0] if outputs else None
             if output is None:
                 continue
+            self._named(request, output.request_id)
             if output.error_code != OK:
                 send("error", id=number, code=output.error_code, message=str(output.error_msg))
                 return
             new = output.outputs  # one, not a list
             ids = [int(i) for i in new.token_ids or ()]
-            count += len(ids)
             cached = int(getattr(output, "num_cached_tokens", 0) or 0)
-            send("piece", id=number, text=new.text or "", ids=ids)
-        send("end", id=number, count=count, cached=cached)
+            if request.cancelled:
+                send("going", id=number)
+            else:
+                rows = {} if wanted is None else {"logprobs": logprobs(new, ids, count, wanted)}
+                send("piece", id=number, text=new.text or "", ids=ids, **rows)
+            count += len(ids)
+        if not count and not request.cancelled:  # streams leave out results that hold nothing but an error
+            send("error", id=number, code=0, message="it ended the request without a token; its logs say why")
+        else:
+            send("end", id=number, count=count, cached=cached)
 
     def _sampling(self, fields: dict[str, Any]) -> Any:
         """Make SamplingParams; fields that begin with guided_ are an object of their own."""
@@ -157,6 +209,28 @@ class Server:
             kind = sys.modules[self._params.__module__].GuidedDecodingParams
             fields["guided_decoding"] = kind(**guided)
         return self._params(**fields)
+
+
+def stopper(llm: Any) -> Callable[[str], object] | None:
+    """Return what FastDeploy ends a request with when a client of its server goes away; None in versions without."""
+    engine = getattr(getattr(llm, "llm_engine", None), "engine", None)
+    stop = getattr(getattr(engine, "resource_manager", None), "add_abort_req_ids", None)
+    return stop if callable(stop) else None
+
+
+def logprobs(new: Any, ids: list[int], before: int, most: int) -> list[list[list[Any]]]:
+    """Return ids and log-probabilities for each new token: its own first, then those of the most probable.
+
+    FastDeploy streams new tokens with the log-probabilities of all tokens so far; new ones alone are taken too.
+    """
+    found = getattr(new, "top_logprobs", None)
+    if found is None:
+        return []
+    rows = list(zip(found.logprob_token_ids, found.logprobs, strict=True))
+    if len(rows) >= before + len(ids):
+        rows = rows[before : before + len(ids)]
+    end = most + 1
+    return [[[int(i) for i in row[:end]], [float(value) for value in values[:end]]] for row, values in rows]
 
 
 def descendants(root: int) -> list[int]:

@@ -1,9 +1,10 @@
 """A program of its own: starts another one and, when that ends or its own parent does, leaves no process behind.
 
-    python supervise.py SOCKET GRACE COMMAND...
+    python supervise.py SOCKET GRACE SCRATCH HOME COMMAND...
 
 SOCKET is the number of an open file that COMMAND inherits; standard input is a pipe that the parent holds open as long
 as it wants the group to live; after its end COMMAND has GRACE seconds to end by itself, none where a byte came first.
+The directory SCRATCH is deleted at the end; HOME, which the parent deletes, where that is no more.
 Whatever COMMAND starts, in whatever group or session, is a descendant of this process, which makes itself the one to
 which orphans are given. Needs nothing but the standard library.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +27,8 @@ KILLING_SECONDS = 20.0
 
 def main() -> int:
     """Return the exit code of the command; 128 plus the signal that ended it."""
-    handed, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    handed, grace = int(sys.argv[1]), float(sys.argv[2])
+    scratch, home, command = sys.argv[3], sys.argv[4], sys.argv[5:]
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -45,6 +48,9 @@ def main() -> int:
             lifeline, end = False, time.monotonic() + (0.0 if at_once else grace)
         code = reap(worker.pid)
     code = kill_all(worker.pid, code)
+    shutil.rmtree(scratch, ignore_errors=True)
+    if os.getppid() != parent:
+        shutil.rmtree(home, ignore_errors=True)
     worker.returncode = 0 if code is None else code  # or else its finalizer would look again
     return 1 if code is None else code if code >= 0 else 128 - code
 

@@ -147,6 +147,31 @@ def check_many(subject: EngineSubject) -> None:
             handle.result(WAIT_SECONDS)
 
 
+def check_asked_logprobs(subject: EngineSubject) -> None:
+    """Log-probabilities that are asked for belong to the tokens, or the request is refused with UnsupportedError."""
+    with subject.engine() as engine:
+        request = subject.request()
+        require(
+            engine.submit(request).result(WAIT_SECONDS).logprobs is None, "logprobs that nobody asked for"
+        )
+        try:
+            handle = engine.submit(replace(request, params=replace(request.params, logprobs=2)))
+        except UnsupportedError:
+            return
+        chunks, done = list(handle), handle.result(WAIT_SECONDS)
+        found = done.logprobs or ()
+        require(
+            [one.token_id for one in found] == list(done.token_ids), "logprobs must be those of token_ids"
+        )
+        require(
+            [one for chunk in chunks for one in chunk.logprobs or ()] == list(found), "pieces lack logprobs"
+        )
+        for one in found:
+            values = [value for _, value in one.top]
+            require(len(values) == 2, f"{len(values)} alternatives, and 2 were asked for")
+            require(values == sorted(values, reverse=True), "alternatives must be best first")
+
+
 def check_cancel(subject: EngineSubject) -> None:
     """A request that is cancelled ends, with what it has; cancelling again or after the end is harmless."""
     with subject.engine() as engine:
@@ -249,6 +274,7 @@ ENGINE_CHECKS: tuple[Callable[[EngineSubject], None], ...] = (
     check_streams,
     check_alternatives,
     check_many,
+    check_asked_logprobs,
     check_cancel,
     check_deadline,
     check_notices,

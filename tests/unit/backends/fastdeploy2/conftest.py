@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,13 @@ class Installation:
     scenario: str = ""
     delay: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
+    temporary: Path = Path()
+
+    def files_left(self) -> list[Path]:
+        """What is in the temporary directory, but for the logs of failures."""
+        logs = {path for path in self.temporary.glob("*/log") if path.is_dir()}
+        kept = {*logs, *(path.parent for path in logs)}
+        return sorted({*self.temporary.glob("*"), *self.temporary.glob("*/*")} - kept)
 
     def install(self, name: str, version: str) -> None:
         info = self.site / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -52,7 +60,6 @@ class Installation:
             "PYTHONPATH": str(self.site),
             "FAKE_SCENARIO": self.scenario,
             "FAKE_DELAY": str(self.delay),
-            "PROMETHEUS_MULTIPROC_DIR": str(self.logs),
         }
         given = {"start_timeout": 60.0, "log_directory": str(self.logs), **self.options, **options}
         return ea.FastDeployOptions(environment=environment, **given)
@@ -76,8 +83,14 @@ def fastdeploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inst
     made.gpus(HOPPER)
     monkeypatch.setenv("PATH", f"{made.bin}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(machine, "is_linux_x86", lambda: True)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    made.temporary = temporary
     yield made
     assert left_behind(made.site) == []
+    assert made.files_left() == []
 
 
 @pytest.fixture

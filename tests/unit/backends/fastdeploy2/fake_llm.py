@@ -1,8 +1,11 @@
 """Copied to a directory as ``fastdeploy/__init__.py``: behaves as FastDeploy 2.x does offline, side effects included.
 
 What tests say goes through the environment: FAKE_SCENARIO, and FAKE_DELAY (seconds for each token). Tokens count up
-from the last id of the prompt and end at a multiple of ten; ids 608 and 609 in front of a prompt end in
-errors, 607 in silence.
+from the last id of the prompt and end at a multiple of ten, or with "endless" never; ids 606, 608 and 609 in front of a
+prompt end in errors, as a result, as nothing at all and as an exception, and 605 in silence.
+
+Results in a stream hold the new tokens, with the log-probabilities of all so far. Answers are remembered until their
+end was read; ``add_abort_req_ids`` ends them, but in the scenario "old" there is no such thing.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 __all__ = ["LLM", "ModelRegistry", "SamplingParams", "version"]
 __version__ = "2.5.0"
@@ -55,7 +60,9 @@ ARGUMENTS = {
 
 # what a bare import does
 os.environ.update(GLOG_minloglevel="2", AISTUDIO_LOG="critical")
-os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="fake-prometheus-"))
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="fake-prometheus-", dir="/tmp")
+tempfile.mkdtemp(prefix="fake-fastdeploy-")
 for handler in list(logging.getLogger().handlers):
     if isinstance(handler, logging.StreamHandler):
         logging.getLogger().removeHandler(handler)
@@ -109,11 +116,24 @@ class SamplingParams:
             raise ValueError("seed must be in [0, 922337203685477580]")
 
 
+class EngineError(Exception):
+    def __init__(self, message: str, error_code: int) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+
+
+class LogprobsLists(NamedTuple):
+    logprob_token_ids: list[list[int]]
+    logprobs: list[list[float]]
+    sampled_token_ranks: list[int]
+
+
 @dataclass
 class CompletionOutput:
     index: int
     token_ids: list[int]
     text: str
+    top_logprobs: LogprobsLists | None = None
     reasoning_content: str | None = None
     tool_calls: Any = None
 
@@ -143,8 +163,14 @@ class LLM:
         if unknown:
             raise TypeError(f"unexpected arguments: {unknown}")
         LOGS.mkdir(parents=True, exist_ok=True)
-        note("llm", {"model": model, **engine_arguments, "pid": os.getpid(), "environment": seen()})
+        arguments = {"model": model, "enable_logprob": enable_logprob, **engine_arguments}
+        note("llm", {**arguments, "pid": os.getpid(), "environment": seen()})
         self._longest = engine_arguments["max_model_len"]
+        self._enable_logprob = enable_logprob
+        self._aborted: set[str] = set()
+        self.req_output: dict[str, int] = {}
+        manager = SimpleNamespace() if SCENARIO == "old" else SimpleNamespace(add_abort_req_ids=self._abort)
+        self.llm_engine = SimpleNamespace(engine=SimpleNamespace(resource_manager=manager))
         if SCENARIO == "raises":
             raise RuntimeError("Paddle operators were compiled for another commit")
         if SCENARIO == "exits":
@@ -166,6 +192,10 @@ class LLM:
         note("workers", {"group": workers.pid})
         return not fails
 
+    def _abort(self, request_id: str) -> None:
+        note("abort", {"request": request_id})
+        self._aborted.add(request_id)
+
     def generate(
         self, prompts: Any, sampling_params: Any = None, use_tqdm: bool = True, stream: bool = False
     ) -> Any:
@@ -173,45 +203,84 @@ class LLM:
             raise AttributeError("'list' object has no attribute 'n'")
         if not stream and not use_tqdm:
             raise UnboundLocalError("local variable 'num_requests' referenced before assignment")
-        if isinstance(prompts, str) or isinstance(prompts[0], int):
+        if isinstance(prompts, (str, dict)) or isinstance(prompts[0], int):
             prompts = [prompts]
         if SCENARIO == "gives no token":
             time.sleep(3600)
-        streams = [self._one(prompt, sampling_params) for prompt in prompts]
+        streams = [self._one(self._add(prompt, sampling_params), sampling_params) for prompt in prompts]
         if stream:
             return self._streamed(streams)
         raise NotImplementedError("the adapter streams")
 
-    def _streamed(self, streams: list[Iterator[RequestOutput]]) -> Iterator[list[RequestOutput | None]]:
+    def _add(self, prompt: Any, params: SamplingParams) -> dict[str, Any]:
+        """The caller's own dictionary gets the name of the request."""
+        task: dict[str, Any] = prompt if isinstance(prompt, dict) else {"prompt_token_ids": prompt}
+        task["request_id"] = str(uuid.uuid4())
+        ids = task["prompt_token_ids"]
+        plain = json.loads(json.dumps(vars(params), default=vars))
+        note("request", {"prompt": ids, "params": plain, "request": task["request_id"]})
+        if ids[0] == 609:
+            raise EngineError("input is too long", error_code=400)
+        self.req_output[task["request_id"]] = 0
+        return task
+
+    def _streamed(
+        self, streams: list[Iterator[RequestOutput | None]]
+    ) -> Iterator[list[RequestOutput | None]]:
         live = dict(enumerate(streams))
         while live:
             news: list[RequestOutput | None] = [None] * len(streams)
             for index in list(live):
-                output = next(live[index], None)
-                if output is None:
+                output = next(live[index], STOP)
+                if isinstance(output, Stop):
                     del live[index]
-                news[index] = output
+                else:
+                    news[index] = output
             yield news
             yield [None] * len(streams)  # nothing new: that happens too
             time.sleep(DELAY)
 
-    def _one(self, prompt: list[int], params: SamplingParams) -> Iterator[RequestOutput]:
-        note("request", {"prompt": prompt, "params": json.loads(json.dumps(vars(params), default=vars))})
-        if prompt[0] in (608, 609):
-            code, why = (400, "input is too long") if prompt[0] == 609 else (500, "engine error")
-            yield RequestOutput("r", None, True, code, why)
+    def _one(self, task: dict[str, Any], params: SamplingParams) -> Iterator[RequestOutput | None]:
+        name, prompt = task["request_id"], task["prompt_token_ids"]
+        if prompt[0] in (606, 608):
+            yield RequestOutput(name, None, True, 500, "engine error") if prompt[0] == 606 else None
             return
-        if prompt[0] == 607:
+        if prompt[0] == 605:
             time.sleep(3600)
         most = min(params.max_tokens or self._longest, self._longest - len(prompt))
         token, count = prompt[-1], 0
-        while count < most:
+        rows = LogprobsLists([], [], [])
+        while count < most and name not in self._aborted:
             token, count = token + 1, count + 1
-            last = count == most or token % 10 == 0
+            last = count == most or (token % 10 == 0 and SCENARIO != "endless")
             output = CompletionOutput(0, [token], f"<{token}>")
-            yield RequestOutput("r", output, last, num_cached_tokens=len(prompt) // 2)
+            if params.logprobs and self._enable_logprob:
+                add_row(rows, token)
+                output.top_logprobs = rows
+            yield RequestOutput(name, output, last, num_cached_tokens=len(prompt) // 2)
             if last:
-                return
+                break
+        del self.req_output[name]
+        note("read to its end", {"request": name, "left": len(self.req_output), "tokens": count})
+
+
+class Stop:
+    pass
+
+
+STOP = Stop()
+
+
+def add_row(rows: LogprobsLists, token: int) -> None:
+    """The token itself, then the twenty most probable, of which it is the second."""
+    top = [token + 1, token, *range(token + 2, token + 20)]
+    rows.logprob_token_ids.append([token + (SCENARIO == "other tokens"), *top])
+    rows.logprobs.append([-0.75, -0.5, -0.75, *(-1.0 - i for i in range(18))])
+    rows.sampled_token_ranks.append(2)
+    if SCENARIO == "few alternatives":
+        del rows.logprob_token_ids[-1][2:], rows.logprobs[-1][2:]
+    if SCENARIO == "logits":
+        rows.logprobs[-1][0] = 12.5
 
 
 def note(kind: str, what: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -28,6 +29,9 @@ class FakeServer:
         received: Bodies of posts, in order.
         headers: Of all calls, in order.
         closed: Set when a client went away in the middle of an answer.
+        logprobs: For each word what is shown of it: the token, then the most probable ones; None: it was started
+            without ``--enable-logprob``.
+        says: What chats tell of a token beside its text.
     """
 
     def __init__(self) -> None:
@@ -41,6 +45,8 @@ class FakeServer:
         self.finish = "stop"
         self.deltas: list[dict[str, Any]] | None = None
         self.metrics = METRICS
+        self.logprobs: list[list[tuple[str, float]]] | None = None
+        self.says: Callable[[str], dict[str, Any]] = lambda token: {"bytes": list(token.encode())}
         self.received: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.closed = threading.Event()
@@ -99,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fake.received.append(body)
         if not self._allowed():
+            return
+        if body.get("logprobs") and fake.logprobs is None and fake.scenario != "ignores logprobs":
+            why = "Logprobs is disabled, please enable it in startup config."
+            self._answer(400, json.dumps({"error": {"message": why, "param": "logprobs"}}).encode())
             return
         scenario = fake.scenarios.pop(0) if fake.scenarios else fake.scenario
         try:
@@ -185,14 +195,15 @@ class _Handler(BaseHTTPRequestHandler):
         if chat:
             first = {"role": "assistant", "content": ""}
             events.append({"choices": [{"index": 0, "delta": first, "finish_reason": None}]})
-            for delta in fake.deltas or [{"content": word} for word in fake.reply]:
-                events.append({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+            for number, delta in enumerate(fake.deltas or [{"content": word} for word in fake.reply]):
+                entry = {"index": 0, "delta": delta, "finish_reason": None}
+                events.append({"choices": [entry | self._logprobs(number, body, chat)]})
         else:
             for number, word in enumerate(fake.reply):
                 choice: dict[str, Any] = {"index": 0, "text": word, "finish_reason": None}
                 if fake.ids is not None and body.get("return_token_ids"):
                     choice["completion_token_ids"] = [fake.ids[number]]
-                events.append({"choices": [choice]})
+                events.append({"choices": [choice | self._logprobs(number, body, chat)]})
         if self.fake.scenario != "endless":
             end: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
             events.append({"choices": [{"index": 0, **end, "finish_reason": fake.finish}]})
@@ -203,6 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
             }
             events.append({"choices": [], "usage": usage})
         return events
+
+    def _logprobs(self, number: int, body: dict[str, Any], chat: bool) -> dict[str, Any]:
+        """As FastDeploy's server: those of completions with the token itself among the most probable."""
+        most = body.get("top_logprobs") if chat else body.get("logprobs")
+        if not most or self.fake.logprobs is None:
+            return {}
+        own, *top = self.fake.logprobs[number][: most + 1]
+        if not chat:
+            found = {"tokens": [own[0]], "token_logprobs": [own[1]], "top_logprobs": [dict([own, *top])]}
+            return {"logprobs": found}
+        entry, *others = ({"token": t, "logprob": p, **self.fake.says(t)} for t, p in (own, *top))
+        return {"logprobs": {"content": [{**entry, "top_logprobs": others}]}}
 
     def _allowed(self) -> bool:
         key = self.fake.key

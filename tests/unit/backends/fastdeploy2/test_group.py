@@ -28,6 +28,7 @@ from ernie_accel.testing.conformance.engines import ENGINE_CHECKS, EngineSubject
 from tests.unit.backends.fastdeploy2.conftest import Installation, environment, left_behind, linux, processes
 
 Load = Callable[..., ea.Model]
+BEFORE = list(Path("/tmp").glob("fake-prometheus-*"))
 pytestmark = linux
 
 
@@ -195,16 +196,18 @@ def test_an_error_of_one_request_leaves_the_others(load: Load) -> None:
     with load() as model:
         with pytest.raises(ea.ArgumentError, match="input is too long"):
             model.generate([609, 1])
-        with pytest.raises(ea.BackendError, match="500: engine error"):
+        with pytest.raises(ea.BackendError, match="with 500: engine error"):
+            model.generate([606, 1])
+        with pytest.raises(ea.BackendError, match="failed: it ended the request without a token"):
             model.generate([608, 1])
         assert model.generate([20], max_tokens=1).token_ids == (21,)
-        assert model.metrics().counters["requests_failed"] == 2
+        assert model.metrics().counters["requests_failed"] == 3
 
 
 def test_a_worker_that_lives_and_does_nothing(load: Load) -> None:
     with load({"read_timeout": 1.5}) as model:
         with pytest.raises(ea.DeadlineError, match="nothing new for too long"):
-            model.generate([607, 1])
+            model.generate([605, 1])
         assert model.generate([20], max_tokens=1).token_ids == (21,)
 
 
@@ -218,10 +221,29 @@ def test_the_host_stays_as_it_is(load: Load) -> None:
     assert "fastdeploy" not in sys.modules
 
 
-def test_cancel_and_timeouts_end_here_at_once(load: Load, fastdeploy: Installation) -> None:
-    fastdeploy.delay = 0.15
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert true()
+
+
+def ended(model: ea.Model) -> bool:
+    try:
+        model.generate([20], max_tokens=1)
+    except ea.BackendProcessError:
+        return True
+    return False
+
+
+def abandoned(model: ea.Model) -> int:
+    return model.metrics().gauges["abandoned"]
+
+
+def test_cancel_and_timeouts_end_here_and_there(load: Load, fastdeploy: Installation) -> None:
+    fastdeploy.delay, fastdeploy.scenario = 0.05, "endless"
     with load(max_batch=1) as model:
-        stream = model.stream([20], max_tokens=60, stop_token_ids=[1])
+        stream = model.stream([20], max_tokens=200)
         first = next(stream)
         stream.cancel()
         rest = list(stream)
@@ -229,14 +251,125 @@ def test_cancel_and_timeouts_end_here_at_once(load: Load, fastdeploy: Installati
         assert rest[-1].finish_reason == "cancelled"
         assert stream.result().finish_reason == "cancelled"
         with pytest.raises(ea.DeadlineError):
-            model.generate([21], max_tokens=60, timeout=0.2)
-        waiting = model.submit([20], max_tokens=60)
+            model.generate([21], max_tokens=200, timeout=1.0)
+        waiting = model.submit([20], max_tokens=200)
         second = model.submit([30], max_tokens=1)  # behind it: only one at a time
         second.cancel()
         assert second.result(30).finish_reason == "cancelled"
         del waiting
         gc.collect()
         assert model.generate([40], max_tokens=1).token_ids == (41,)
+        until(lambda: abandoned(model) == 0)
+    cut = [note["request"] for note in fastdeploy.notes("request")[1:3]]
+    assert [note["request"] for note in fastdeploy.notes("abort")][:2] == cut
+    ends = {note["request"]: note for note in fastdeploy.notes("read to its end")}
+    assert all(ends[name]["tokens"] < 200 for name in cut)
+    assert all(note["left"] == 0 for note in ends.values())
+
+
+def test_a_cancel_before_the_first_token_ends_there_too(load: Load, fastdeploy: Installation) -> None:
+    fastdeploy.delay, fastdeploy.scenario = 0.3, "endless"
+    with load() as model:
+        handles = [model.submit([20], max_tokens=200) for _ in range(4)]
+        for handle in handles:
+            handle.cancel()
+        assert [handle.result(30).finish_reason for handle in handles] == ["cancelled"] * 4
+        until(lambda: abandoned(model) == 0)
+    begun = [note["request"] for note in fastdeploy.notes("request")[1:]]
+    assert sorted(note["request"] for note in fastdeploy.notes("abort")) == sorted(begun)
+
+
+def test_a_version_that_cannot_end_requests_keeps_their_places(load: Load, fastdeploy: Installation) -> None:
+    """The caller does not wait for that; who comes next does, as in FastDeploy itself."""
+    fastdeploy.delay, fastdeploy.scenario = 0.05, "old"
+    with load(max_batch=1) as model:
+        stream = model.stream([20], max_tokens=200)
+        next(stream)
+        stream.cancel()
+        assert stream.result(30).finish_reason == "cancelled"
+        until(lambda: abandoned(model) == 1)
+        after = model.submit([40], max_tokens=1)
+        assert model.metrics().gauges["running"] == 0
+        assert model.metrics().gauges["waiting"] == 1
+        assert after.result(30).token_ids == (41,)
+        assert abandoned(model) == 0
+    _, cancelled, following = fastdeploy.notes("request")
+    ends = [note["request"] for note in fastdeploy.notes("read to its end")[1:]]
+    assert ends == [cancelled["request"], following["request"]]
+    assert fastdeploy.notes("read to its end")[1]["tokens"] == 10
+
+
+def test_closing_does_not_wait_for_what_cannot_be_ended(load: Load, fastdeploy: Installation) -> None:
+    fastdeploy.delay, fastdeploy.scenario = 0.2, "old"
+    model = load(max_batch=1)
+    stream = model.stream([20], max_tokens=1000)
+    next(stream)
+    stream.cancel()
+    waiting = model.submit([30], max_tokens=1)
+    until(lambda: abandoned(model) == 1)
+    model.close()
+    with pytest.raises(ea.ClosedError):
+        waiting.result(30)
+
+
+@pytest.mark.parametrize("scenario", ["", "old"])
+def test_whether_it_can_end_requests_is_told(
+    fastdeploy: Installation, checkpoint_directory: Path, scenario: str
+) -> None:
+    fastdeploy.scenario = scenario
+    options = LoadOptions(backend_options=fastdeploy.own())
+    engine = FastDeployBackend().open_engine(checkpoint_directory, tiny_config(vocab_size=640), options)
+    assert engine.info.details["stops_cancelled"] is (scenario == "")
+    engine.close()
+
+
+def test_a_place_is_given_up_after_long_silence(load: Load, fastdeploy: Installation) -> None:
+    fastdeploy.scenario = "old"
+    with load({"read_timeout": 1.5}, max_batch=1) as model:
+        stuck = model.submit([605, 1])
+        until(lambda: len(fastdeploy.notes("request")) == 2)
+        stuck.cancel()
+        until(lambda: abandoned(model) == 1)
+        assert model.generate([40], max_tokens=1).token_ids == (41,)
+        assert abandoned(model) == 0
+
+
+def test_log_probabilities(load: Load, fastdeploy: Installation) -> None:
+    with load({"logprobs": True}) as model:
+        done = model.generate([20], max_tokens=3, logprobs=2)
+        assert done.logprobs == tuple(
+            ea.TokenLogprob(token, -0.75, ((token + 1, -0.5), (token, -0.75))) for token in (21, 22, 23)
+        )
+        with model.stream([20], max_tokens=2, logprobs=1) as stream:
+            chunks = list(stream)
+        assert [chunk.logprobs for chunk in chunks] == [
+            (ea.TokenLogprob(21, -0.75, ((22, -0.5),)),),
+            (ea.TokenLogprob(22, -0.75, ((23, -0.5),)),),
+            (),
+        ]
+        assert model.generate([20], max_tokens=1).logprobs is None
+        with pytest.raises(ea.UnsupportedError, match=r"logprobs=21: at most 20 here.*'native'"):
+            model.generate([20], logprobs=21)
+    assert fastdeploy.notes("llm")[0]["enable_logprob"] is True
+    assert [note["params"]["logprobs"] for note in fastdeploy.notes("request")] == [None, 2, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("other tokens", r"token 21 has those of \[22\]"),
+        ("few alternatives", "1 alternatives where 2 were asked for"),
+        ("logits", "12.5 is no log-probability"),
+    ],
+)
+def test_log_probabilities_that_are_none(
+    load: Load, fastdeploy: Installation, scenario: str, message: str
+) -> None:
+    fastdeploy.scenario = scenario
+    with load({"logprobs": True}) as model:
+        with pytest.raises(ea.BackendError, match=f"log-probabilities that are none: {message}"):
+            model.generate([20], max_tokens=3, logprobs=2)
+        assert model.generate([20], max_tokens=1).token_ids == (21,)
 
 
 def test_the_queue_is_bounded(load: Load, fastdeploy: Installation) -> None:
@@ -366,8 +499,37 @@ def test_the_group_ends_with_its_host(fastdeploy: Installation, checkpoint_direc
         host.kill()
     assert host.wait(60) == (0 if end == "leaves" else -signal.SIGKILL)
     limit = time.monotonic() + 30
-    while left_behind(fastdeploy.site) and time.monotonic() < limit:
+    while (left_behind(fastdeploy.site) or fastdeploy.files_left()) and time.monotonic() < limit:
         time.sleep(0.1)
+    assert list(fastdeploy.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("logs", [None, "logs"])
+@pytest.mark.parametrize("scenario", ["", "raises", "fails silently", "hangs", "killed"])
+def test_nothing_but_logs_of_failures_is_left_behind(
+    fastdeploy: Installation, checkpoint_directory: Path, scenario: str, logs: str | None
+) -> None:
+    fastdeploy.scenario = scenario
+    given = {"log_directory": None if logs is None else str(fastdeploy.logs), "start_timeout": 30.0}
+    own = fastdeploy.own(**given | ({"start_timeout": 2.0} if scenario == "hangs" else {}))
+
+    def start() -> ea.Model:
+        return ea.Model.load(checkpoint_directory, backend="fastdeploy", backend_options=own, progress=False)
+
+    if scenario in ("", "killed"):
+        with start() as model:
+            model.generate([20], max_tokens=1)
+            assert len(list(fastdeploy.temporary.rglob("fake-fastdeploy-*"))) == 1
+            if scenario == "killed":
+                os.kill(of_group(fastdeploy.site, "sleep(3600)")[-1], signal.SIGKILL)
+                until(lambda: ended(model))
+    else:
+        with pytest.raises(ea.BackendProcessError):
+            start()
+    kept = [path.name for path in fastdeploy.temporary.glob("*/*")]
+    assert kept == (["log"] if scenario and logs is None else [])
+    assert fastdeploy.files_left() == []
+    assert list(Path("/tmp").glob("fake-prometheus-*")) == BEFORE
 
 
 def test_temporary_logs_are_kept_after_a_failure_alone(
