@@ -114,11 +114,10 @@ class FastDeployBackend:
         return self._group(directory, config, options, own)
 
     def _machine(self, options: LoadOptions, own: FastDeployOptions) -> Preflight:
-        packages = needs.package_findings(
-            machine.packages(own.python, own.environment), guided=own.guided_decoding
-        )
-        gpus = needs.machine_findings(machine.gpus(), _needed(options, own), own, _named(options, own))
-        return Preflight(self.name, tuple(chain(gpus, packages)))
+        found = machine.packages(own.python, own.environment)
+        packages = needs.package_findings(found, guided=own.guided_decoding)
+        gpus = needs.machine_findings(machine.gpus(), _needed(options, own), _named(options, own))
+        return Preflight(self.name, tuple(chain(gpus, packages, needs.version_findings(found, options, own))))
 
     def _group(
         self, directory: Path, config: ModelConfig, options: LoadOptions, own: FastDeployOptions

@@ -26,6 +26,7 @@ __all__ = [
     "machine_findings",
     "package_findings",
     "stored_quantization",
+    "version_findings",
 ]
 
 INSTALL = (
@@ -51,6 +52,10 @@ CAPABILITIES = (80, 86, 89, 90)
 FP8_CAPABILITIES = (89, 90)
 LOWEST_DRIVER = 535
 LEAST_SHARED = 1 << 30
+CHOOSES_PORTS = (2, 3)
+"""From here on FastDeploy finds free ports by itself, and has log-probabilities beside speculation and experts."""
+FIXED_PORTS = {"engine_worker_queue_port": 8002, "cache_queue_port": 8003}
+"""Those of earlier ones."""
 LOWEST_VERSION = (2, 2)
 """Earlier ones cannot stream offline."""
 BITS = {None: 16, "wint8": 8, "block_wise_fp8": 8, "wint4": 4, "wint2": 2, "w4a8": 4}
@@ -111,9 +116,9 @@ def _pairing(fastdeploy: tuple[int, ...], paddle: tuple[str, str] | None) -> Fin
 
 
 def machine_findings(
-    found: Sequence[Gpu], needed: int, own: FastDeployOptions, named: Sequence[int] | None = None
+    found: Sequence[Gpu], needed: int, named: Sequence[int] | None = None
 ) -> Iterator[Finding]:
-    """System, GPUs, driver, ports and shared memory; ``named``: numbers of the GPUs to use, None for the first."""
+    """System, GPUs, driver and shared memory; ``named``: numbers of the GPUs to use, None for the first."""
     linux = machine.is_linux_x86()
     yield Finding(
         "system",
@@ -152,7 +157,6 @@ def machine_findings(
     yield Finding(
         "driver", not old, f"{found[0].driver}.", f"Install driver {LOWEST_DRIVER} or newer." if old else ""
     )
-    yield from _ports(own)
     shared = machine.shared_memory()
     low = shared is not None and shared < LEAST_SHARED
     yield Finding(
@@ -163,21 +167,35 @@ def machine_findings(
     )
 
 
-def _ports(own: FastDeployOptions) -> Iterator[Finding]:
-    for name, value in own.engine_arguments.items():
-        numbers = (
-            [int(part) for part in re.findall(r"\d+", str(value))] if name.endswith(("port", "ports")) else []
+def version_findings(found: Packages, options: LoadOptions, own: FastDeployOptions) -> Iterator[Finding]:
+    """What depends on FastDeploy's version: ports that it takes, and what excludes what."""
+    packages = found.fastdeploy
+    version = _version(packages[0].version) if packages else CHOOSES_PORTS
+    given = {name: value for name, value in own.engine_arguments.items() if name.endswith(("port", "ports"))}
+    fixed = FIXED_PORTS if version < CHOOSES_PORTS else {}
+    for name, value in {**fixed, **given}.items():
+        yield from _ports(
+            name, value, "" if name in given else f" {packages[0]} takes it unless told otherwise."
         )
-        taken = [number for number in numbers if 0 < number < 65536 and not machine.port_is_free(number)]
-        if numbers:
-            yield Finding(
-                name,
-                not taken,
-                f"{', '.join(map(str, taken))} is taken."
-                if taken
-                else f"{', '.join(map(str, numbers))}: free.",
-                "Choose another, or leave it out." if taken else "",
-            )
+    quoting = options.engine is not None and options.engine.speculation != "off"
+    if own.logprobs and version < CHOOSES_PORTS and (quoting or own.expert_parallel):
+        what = "speculation" if quoting else "expert_parallel"
+        advice = f"Leave {what} or logprobs out, or install a newer one."
+        yield Finding("log-probabilities", False, f"{packages[0]} has none together with {what}.", advice)
+
+
+def _ports(name: str, value: object, why: str) -> Iterator[Finding]:
+    numbers = [int(part) for part in re.findall(r"\d+", str(value))]
+    taken = [number for number in numbers if 0 < number < 65536 and not machine.port_is_free(number)]
+    if numbers:
+        yield Finding(
+            name,
+            not taken,
+            f"{', '.join(map(str, taken))} is taken.{why}"
+            if taken
+            else f"{', '.join(map(str, numbers))}: free.",
+            f"Choose another: FastDeployOptions(engine_arguments={{{name!r}: ...}})." if taken else "",
+        )
 
 
 def checkpoint_findings(

@@ -240,21 +240,35 @@ async def _pause(attempt: int, wanted: str | None) -> None:
 
 def _refusal(status: int, body: bytes, url: str) -> ErnieAccelError:
     """Translate a status code and what came with it."""
-    why = _message(body)
-    if status in (400, 413, 422):
+    why, meant = _message(body), _meant(status, body)
+    if meant in (400, 413, 422):
         return ArgumentError(f"{url} refused the request ({status}): {why}")
     if status in (401, 403):
         return RemoteError(
             f"{url} refused the key ({status}): {why}; give the right one: FastDeployOptions(api_key=...)",
             status,
         )
-    if status == 408:
-        return DeadlineError(f"the request waited too long at {url} (408): {why}; try again later")
+    if meant == 408:
+        return DeadlineError(f"the request waited too long at {url} ({status}): {why}; try again later")
     if status == 429:
         return QueueFullError(f"{url} has too many requests already (429): {why}; try again later")
     if status == 304:
         return RemoteError(f"the workers of {url} are not alive (304)", status)
     return RemoteError(f"{url} failed ({status}): {why}", status)
+
+
+def _meant(status: int, body: bytes) -> int:
+    """FastDeploy answers 500 whatever it is that its engine's front refuses; the kind of error says more."""
+    if status != 500:
+        return status
+    try:
+        error = json.loads(body)["error"]
+        return _KINDS.get(error.get("type"), status)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return status
+
+
+_KINDS = {"invalid_request_error": 400, "invalid_request": 400, "timeout_error": 408}
 
 
 def _message(body: bytes) -> str:

@@ -122,6 +122,16 @@ class _Handler(BaseHTTPRequestHandler):
             "starting": (503, {"error": {"message": "not yet"}}),
             "waited": (408, {"error": {"message": "waited too long"}}),
             "bad field": (400, {"error": {"message": "top_p is wrong", "type": "x", "code": None}}),
+            "bad field, says 500": (
+                500,
+                {"error": {"message": "top_p is wrong", "type": "invalid_request_error"}},
+            ),
+            "bad parameter, says 500": (
+                500,
+                {"error": {"message": "top_p is wrong", "type": "invalid_request"}},
+            ),
+            "waited, says 500": (500, {"error": {"message": "waited too long", "type": "timeout_error"}}),
+            "strange 500": (500, {"error": {"message": "engine error", "type": ["x"]}}),
             "broken engine": (500, {"error": {"message": "engine error"}}),
             "dead workers": (304, None),
             "proxy page": (502, "<html>Bad gateway</html>"),

@@ -250,6 +250,37 @@ def test_ports_that_are_taken(look: Look) -> None:
     assert look({"engine_arguments": {"engine_worker_queue_port": port}})["engine_worker_queue_port"].ok
 
 
+def test_ports_that_early_versions_take_by_themselves(
+    look: Look, fastdeploy: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "port_is_free", lambda port: port != 8003)
+    assert "cache_queue_port" not in {finding.name for finding in look()}
+    fastdeploy.uninstall("fastdeploy-gpu")
+    fastdeploy.install("fastdeploy-gpu", "2.2.1")
+    report = look()
+    assert report["engine_worker_queue_port"].ok is True
+    assert (
+        report["cache_queue_port"].found
+        == "8003 is taken. fastdeploy-gpu 2.2.1 takes it unless told otherwise."
+    )
+    assert "engine_arguments={'cache_queue_port'" in report["cache_queue_port"].next_step
+    assert look({"engine_arguments": {"cache_queue_port": 9003}})["cache_queue_port"].ok is True
+
+
+def test_what_early_versions_lack_beside_log_probabilities(look: Look, fastdeploy: Installation) -> None:
+    lookup = ea.EngineOptions(speculation="lookup")
+    assert look({"logprobs": True}, engine=lookup).ok
+    fastdeploy.uninstall("fastdeploy-gpu")
+    fastdeploy.install("fastdeploy-gpu", "2.2.1")
+    names = {finding.name for finding in look({"logprobs": True})}
+    assert "log-probabilities" not in names
+    finding = look({"logprobs": True}, engine=lookup)["log-probabilities"]
+    assert finding.ok is False
+    assert "none together with speculation" in finding.found
+    spread = look({"logprobs": True, "expert_parallel": True})["log-probabilities"]
+    assert "none together with expert_parallel" in spread.found
+
+
 def test_little_shared_memory_and_another_system(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "shared_memory", lambda: 64 << 20)
     monkeypatch.setattr(machine, "is_linux_x86", lambda: False)

@@ -162,6 +162,10 @@ def test_an_end_without_done_is_one(remote: Load, server: FakeServer) -> None:
         ("starting", ea.RemoteError, r"503.*not yet"),
         ("waited", ea.DeadlineError, r"408.*waited too long"),
         ("bad field", ea.ArgumentError, "top_p is wrong"),
+        ("bad field, says 500", ea.ArgumentError, r"refused the request \(500\): top_p is wrong"),
+        ("bad parameter, says 500", ea.ArgumentError, "top_p is wrong"),
+        ("waited, says 500", ea.DeadlineError, r"waited too long.*\(500\)"),
+        ("strange 500", ea.RemoteError, r"500.*engine error"),
         ("broken engine", ea.RemoteError, r"500.*engine error"),
         ("proxy page", ea.RemoteError, r"502.*<html>Bad gateway"),
         ("dead workers", ea.RemoteError, r"not alive \(304\)"),
@@ -220,7 +224,7 @@ def test_what_was_not_begun_is_asked_again(remote: Load, server: FakeServer) -> 
 
 
 def test_what_may_have_begun_is_not_asked_again(remote: Load, server: FakeServer) -> None:
-    for scenario in ("broken engine", "drops", "cut", "waited"):
+    for scenario in ("broken engine", "drops", "cut", "waited", "waited, says 500"):
         server.received.clear()
         server.scenarios = [scenario]
         with remote() as model, pytest.raises(ea.ErnieAccelError):
