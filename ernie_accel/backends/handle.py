@@ -92,6 +92,7 @@ class RequestHandle(Generic[W]):
         self._check = check
         self._taking = threading.Lock()
         self._taken = 0
+        self._result: Completion | None = None
         weakref.finalize(self, _abandon, writers, cancel).atexit = False
 
     @property
@@ -145,8 +146,11 @@ class RequestHandle(Generic[W]):
                     f"no result within {timeout} s; the request goes on: wait again, or cancel it"
                 )
         self._raise()
-        first, *others = (writer.completion() for writer in self.writers)
-        return replace(first, alternatives=tuple(others))
+        with self._taking:
+            if self._result is None:  # what it says of memory would be another thing later
+                first, *others = (writer.completion() for writer in self.writers)
+                self._result = replace(first, alternatives=tuple(others))
+            return self._result
 
     def cancel(self) -> None:
         """End the request within one step."""
