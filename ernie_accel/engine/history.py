@@ -24,10 +24,15 @@ class History:
         self.seen: Ids = np.unique(np.asarray(prompt, np.int32))
         self.counts: Ids = np.zeros(len(self.seen), np.int32)
 
+    def holds(self, token_id: int) -> bool:
+        """Whether an id has occurred."""
+        at = int(np.searchsorted(self.seen, token_id))
+        return at < len(self.seen) and bool(self.seen[at] == token_id)
+
     def add(self, token_id: int) -> None:
         """Count one more token of the output."""
         at = int(np.searchsorted(self.seen, token_id))
-        if at < len(self.seen) and self.seen[at] == token_id:
+        if self.holds(token_id):
             self.counts = self.counts.copy()  # a step may still hold the one before
             self.counts[at] += 1
         else:

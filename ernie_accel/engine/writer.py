@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 
 from ernie_accel.backends.base import Select, Step, StepResult
 from ernie_accel.bell import Bell
@@ -89,7 +89,7 @@ class Writer(Job):
         """Draft from now on, unless what a row may draw depends on whether the drafts before it are right.
 
         That is so under a mask, and with counts of what was written. A repetition penalty looks at the set of ids that
-        occurred, to which drafts, taken from the text, add nothing.
+        occurred, to which drafts add nothing as long as each has occurred: ``drafts`` ends before another.
         """
         counts = self._select.presence_penalty != 0.0 or self._select.frequency_penalty != 0.0
         if self.guide is None and not counts:
@@ -130,6 +130,8 @@ class Writer(Job):
         """Guess up to ``most`` tokens; return how many there are."""
         most = min(most, self.draft_room)
         self._drafts = self.drafter.drafts(most) if self.drafter is not None and self._first else []
+        if self._history is not None:
+            self._drafts = list(takewhile(self._history.holds, self._drafts))
         return len(self._drafts)
 
     def step(self, count: int) -> Step:

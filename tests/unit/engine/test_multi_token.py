@@ -145,6 +145,31 @@ def test_any_guesses_give_the_same_tokens(
 
 
 @pytest.mark.usefixtures("steady")
+def test_a_guess_that_a_penalty_would_see_is_not_made(request_of: Ask) -> None:
+    """Of what comes after it, its logit would depend on whether it is right."""
+
+    class Doubling(DraftingRunner):
+        """Would say each token of its reply twice, one after the other, were it not for a penalty."""
+
+        def next_token(self, ids: Sequence[int]) -> int:
+            return ids[-1] if len(ids) % 2 else (ids[-1] + 7) % VOCAB
+
+        def _logits(self, ids: list[int]) -> Any:
+            return super()._logits(ids) + np.float32(50)
+
+    def ask(speculation: str) -> tuple[Any, int]:
+        engine = engine_of(speculation=speculation, certainty=1.0)
+        runner_of(engine).__class__ = Doubling
+        asked = [request_of([3, 5], end=False, max_tokens=40, repetition_penalty=p) for p in (1.0, 2.0)]
+        done = [engine.submit(request).result() for request in asked]
+        return [each.token_ids for each in done], done[0].timings.accepted_tokens
+
+    tokens, accepted = ask("mtp")
+    assert accepted > 0
+    assert tokens == ask("off")[0]
+
+
+@pytest.mark.usefixtures("steady")
 def test_several_requests_are_asked_for_in_one_call(request_of: Ask) -> None:
     engine = engine_of()
     handles = [engine.submit(request_of([3, 5 + i], max_tokens=60)) for i in range(5)]
