@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -87,6 +88,7 @@ def check_drafts(
 
 def check_select(select: Select, vocab_size: int) -> None:
     """Raise ArgumentError unless a draw from ``vocab_size`` logits can be made as ``select`` says."""
+    _check_numbers(select)
     if not 0 <= select.vocab_limit <= vocab_size:
         raise ArgumentError(f"vocab_limit={select.vocab_limit}: must lie in [0, {vocab_size}]")
     if not -1 <= select.logprobs <= vocab_size:
@@ -172,6 +174,19 @@ def _check_room(held: int, added: int, max_context: int) -> None:
     if held + added > max_context:
         raise ContextLengthError(
             f"a sequence of {held} tokens and {added} more: the context holds {max_context}; shorten the prompt"
+        )
+
+
+def _check_numbers(select: Select) -> None:
+    """Code that draws compares with these, and every comparison with a NaN is false."""
+    together = select.temperature + select.top_p + select.min_p
+    if math.isnan(together + select.repetition_penalty + select.presence_penalty + select.frequency_penalty):
+        raise ArgumentError(
+            f"{select}: temperature, top_p, min_p and penalties must be numbers, none of them NaN"
+        )
+    if select.top_k < 0 or not 0 <= select.seed < 1 << 64:
+        raise ArgumentError(
+            f"top_k={select.top_k}, seed={select.seed}: must be at least 0, the seed below 2**64"
         )
 
 

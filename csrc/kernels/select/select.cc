@@ -66,7 +66,7 @@ int32_t draw(const SelectKernels& kernels, const Select& select, const float* lo
 
 }  // namespace
 
-bool Select::greedy() const { return temperature < kGreedyBelow; }
+bool Select::greedy() const { return !(temperature >= kGreedyBelow); }  // so that no draw divides by NaN
 
 double uniform(uint64_t seed, uint64_t position) {
   uint32_t counter[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0};

@@ -34,6 +34,7 @@ void test_greedy() {
   CHECK(token({.vocab_limit = 1}, {1, 3, 3, 2}) == 0);
   CHECK(token({.mask = {0b1000}}, {1, 3, 3, 2}) == 3);
   CHECK(token({.temperature = 1e-310}, {1, 3, 3, 2}) == 1);
+  CHECK(token({.temperature = NAN}, {1, 3, 3, 2}) == 1);
   CHECK(token({.repetition_penalty = 2.0f, .seen = {1}, .counts = {0}}, {2, 3, 1}) == 0);
   CHECK(token({.presence_penalty = 1.5f, .seen = {1}, .counts = {1}}, {2, 3, 1}) == 0);
   CHECK(token({.frequency_penalty = 0.5f, .seen = {1}, .counts = {4}}, {2, 3, 1}) == 0);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -206,6 +207,7 @@ def check_select_errors(subject: Subject, config: ModelConfig) -> None:
         "a mask of the wrong size": Select(mask=np.ones(words + 1, np.uint32)),
         "an unknown id in seen": Select(seen=one * config.vocab_size, counts=one),
         "counts of the wrong size": Select(seen=one, counts=np.ones(2, np.int32)),
+        "a temperature that is no number": Select(temperature=math.nan),
     }
     with subject.runner(config) as runner:
         a, b = runner.open(), runner.open()

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ernie_accel.backends.base import LoadOptions, RunnerInfo, Step
-from ernie_accel.backends.checks import check_batch, check_context, check_plain_cpu
+from ernie_accel.backends.base import LoadOptions, RunnerInfo, Select, Step
+from ernie_accel.backends.checks import check_batch, check_context, check_plain_cpu, check_select
 from ernie_accel.errors import ArgumentError, ContextLengthError, UnsupportedError
 
 INFO = RunnerInfo(
@@ -73,3 +74,19 @@ def test_context() -> None:
 
 def test_plain_cpu_takes_what_means_nothing_more() -> None:
     check_plain_cpu("mine", LoadOptions(device="cpu", tensor_parallel="auto", max_batch=1))
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        *(Select(**{name: math.nan}) for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
+        Select(presence_penalty=math.nan),
+        Select(frequency_penalty=math.nan),
+        Select(top_k=-1),
+        Select(seed=-1),
+        Select(seed=1 << 64),
+    ],
+)
+def test_numbers_that_nothing_can_be_drawn_with_are_refused(select: Select) -> None:
+    with pytest.raises(ArgumentError, match="must be"):
+        check_select(select, 100)
