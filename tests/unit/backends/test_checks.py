@@ -79,7 +79,10 @@ def test_plain_cpu_takes_what_means_nothing_more() -> None:
 @pytest.mark.parametrize(
     "select",
     [
-        *(Select(**{name: math.nan}) for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
+        Select(temperature=math.nan),
+        Select(top_p=math.nan),
+        Select(min_p=math.nan),
+        Select(repetition_penalty=math.nan),
         Select(presence_penalty=math.nan),
         Select(frequency_penalty=math.nan),
         Select(top_k=-1),
