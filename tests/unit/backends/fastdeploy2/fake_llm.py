@@ -289,5 +289,5 @@ def note(kind: str, what: dict[str, Any]) -> None:
 
 
 def seen() -> dict[str, str | None]:
-    names = ("INFERENCE_MSG_QUEUE_ID", "CUDA_VISIBLE_DEVICES", "FD_LOG_DIR")
+    names = ("INFERENCE_MSG_QUEUE_ID", "CUDA_VISIBLE_DEVICES", "FD_LOG_DIR", "PROMETHEUS_MULTIPROC_DIR")
     return {name: os.environ.get(name) for name in names}
