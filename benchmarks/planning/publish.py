@@ -75,9 +75,8 @@ def others_table(rows: Sequence[dict[str, Any]]) -> str:
             pairs = [f"{said[w] / 2**20:,.0f} and {real[w] / 2**20:,.0f} MiB" for w in ("loading", "running")]
             name = "poet" if row["model"] == POET else row["model"]
             load = f"{row['sequences']} x {row['context']}"
-            lines.append(
-                f"| {row['backend']} | {name} | {row['precision']} | {load} | {pairs[0]} | {pairs[1]} | {said['running'] / real['running'] - 1:+.0%} |"
-            )
+            cells = (row["backend"], name, row["precision"], load, *pairs)
+            lines.append(f"| {' | '.join(cells)} | {said['running'] / real['running'] - 1:+.0%} |")
     return "\n".join(lines)
 
 
