@@ -48,6 +48,12 @@ make_venv() {
   "$python" -m venv "$VENV"
 }
 
+# What was compiled before, here or in another clone, comes out of ccache where that is installed.
+use_ccache() {
+  [ -z "${CMAKE_CXX_COMPILER_LAUNCHER:-}" ] && command -v ccache >/dev/null || return 0
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=${CCACHE_BASEDIR:-/}
+}
+
 pip_install() {
   "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "$@" </dev/null
 }
@@ -75,6 +81,7 @@ install_library() {
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(build_fingerprint)" ]; then return; fi
   find_python >/dev/null
   require_compiler
+  use_ccache
   make_venv
   echo "Building and installing ernie_accel; this takes a few minutes, once" >&2
   want=$(build_fingerprint)
@@ -92,6 +99,7 @@ build_kernels() {
   done
   [ $# -eq 0 ] || shift
   require_compiler
+  use_ccache
   export PATH="$VENV/bin:$PATH"
   command -v cmake >/dev/null || pip_install cmake
   echo "Building the C++ tests in $folder" >&2

@@ -9,6 +9,7 @@ import pytest
 from ernie_accel.backends.base import Availability, LoadOptions
 from ernie_accel.backends.registry import get
 from ernie_accel.testing.conformance import Case, Subject, Tolerance, cases
+from tests.backends.chosen import of_an_executor
 
 # Measured: bf16 0.043, int8 0.147, both in the mixture of experts, where a token now and then goes to another expert.
 SUBJECTS: dict[str, tuple[str, LoadOptions, Tolerance | None]] = {
@@ -36,12 +37,16 @@ SUBJECTS: dict[str, tuple[str, LoadOptions, Tolerance | None]] = {
     "fastdeploy-openvino": ("fastdeploy-openvino", LoadOptions(threads=2), Tolerance(absolute=1e-4)),
 }
 
+AGAIN = {"paddle-bf16", "onnxruntime-int8", "fastdeploy-openvino"}
+"""Runs on the Runner of the subject before it."""
+
 
 @cache
 def availability(backend: str) -> Availability:
     return get(backend).available()
 
 
+@cache  # opened once to learn what it can do
 def subject(name: str) -> Subject:
     backend, options, tolerance = SUBJECTS[name]
     answer = availability(backend)
@@ -50,8 +55,14 @@ def subject(name: str) -> Subject:
     return Subject(backend=get(backend), options=options, tolerance=tolerance)
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        pytest.param(name, case, id=f"{name}-{case}")
+        for name in SUBJECTS
+        for case in (of_an_executor() if name in AGAIN else cases())
+    ],
+)
 def test_backend(name: str, case: Case) -> None:
     under_test = subject(name)
     if reason := case.skip_reason(under_test):

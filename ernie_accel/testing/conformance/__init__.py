@@ -2,13 +2,15 @@
 
 With pytest::
 
+    SUBJECT = Subject(backend=MyBackend())
+
     @pytest.mark.parametrize("case", cases(), ids=str)
     def test_conformance(case: Case) -> None:
-        if reason := case.skip_reason(Subject(backend=MyBackend())):
+        if reason := case.skip_reason(SUBJECT):
             pytest.skip(reason)
-        case.run(Subject(backend=MyBackend()))
+        case.run(SUBJECT)
 
-or without: ``print(run_conformance(Subject(backend=MyBackend())))``. The models are tiny and random; ``reference`` is
+or without: ``print(run_conformance(SUBJECT))``. The models are tiny and random; ``reference`` is
 the judge. Engines, which work on whole requests, have a suite of their own: ``run_engine_conformance``.
 """
 
@@ -95,8 +97,7 @@ class Case:
             return "the backend does not compute the model"
         if not self.needs:
             return ""
-        with subject.runner(self.config, multi_token="draft" in self.needs) as runner:
-            missing = self.needs - runner.info.capabilities
+        missing = self.needs - subject.capabilities(self.config, multi_token="draft" in self.needs)
         return f"the backend lacks the capability {', '.join(sorted(missing))}" if missing else ""
 
     def run(self, subject: Subject) -> None:

@@ -75,6 +75,17 @@ class Subject:
     options: LoadOptions = field(default_factory=LoadOptions)
     tolerance: Tolerance | None = field(default_factory=lambda: Tolerance(absolute=1e-4))
     seed: int = 0
+    _known: dict[tuple[ModelConfig, bool], frozenset[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def capabilities(self, config: ModelConfig, *, multi_token: bool = False) -> frozenset[str]:
+        """Return what runners of a model can do; the first call opens one, which may take a while."""
+        key = (config, multi_token)
+        if key not in self._known:
+            with self.runner(config, multi_token=multi_token) as runner:
+                self._known[key] = runner.info.capabilities
+        return self._known[key]
 
     @contextmanager
     def runner(self, config: ModelConfig, **overrides: Any) -> Iterator[Runner]:

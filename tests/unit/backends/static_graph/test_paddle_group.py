@@ -23,7 +23,8 @@ from ernie_accel.backends.static_graph.paddle_group import PaddleGroupExecutor
 from ernie_accel.errors import ArgumentError, BackendProcessError, ClosedError, UnsupportedError
 from ernie_accel.export.paddle_package import installed_version
 from ernie_accel.testing import synthetic, tiny_config
-from ernie_accel.testing.conformance import Case, Subject, Tolerance, cases
+from ernie_accel.testing.conformance import Case, Subject, Tolerance
+from tests.backends.chosen import of_an_executor
 
 pytestmark = pytest.mark.skipif(installed_version() is None, reason="needs paddlepaddle")
 POET = Path(__file__).parents[4] / "examples/poet/model"
@@ -87,16 +88,23 @@ def test_logits_are_those_of_one_process(config: ModelConfig, ranks: int) -> Non
     assert [completion.token_ids for completion in together] == texts
 
 
+SUBJECT = Subject(
+    backend=PaddleBackend(),
+    options=LoadOptions(precision="fp32", threads=2, tensor_parallel=2),
+    tolerance=Tolerance(absolute=1e-4),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [case for case in cases() if "draft" not in str(case) and not str(case).endswith("odd")], ids=str
+    "case",
+    [case for case in of_an_executor() if "draft" not in str(case) and not str(case).endswith("odd")],
+    ids=str,
 )
 def test_conformance(case: Case) -> None:
-    options = LoadOptions(precision="fp32", threads=2, tensor_parallel=2)
-    subject = Subject(backend=PaddleBackend(), options=options, tolerance=Tolerance(absolute=1e-4))
-    if reason := case.skip_reason(subject):
+    if reason := case.skip_reason(SUBJECT):
         pytest.skip(reason)
-    case.run(subject)
+    case.run(SUBJECT)
 
 
 @pytest.mark.skipif(not (POET / "model.safetensors").exists(), reason="examples/poet/model has no weights")
