@@ -68,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream, "reconfigure"
         ):  # a terminal that lacks a character shows "?" and is no reason to stop
             stream.reconfigure(errors="replace")
-    top = _parser().parse_args(argv)
+    top_parser, argv = _parser(), sys.argv[1:] if argv is None else argv
+    if not argv:
+        top_parser.print_help(sys.stderr)
+        return 2
+    top = top_parser.parse_args(argv)
     command = cast(Command, import_module(f"ernie_accel.cli.{top.command}"))
     parser = argparse.ArgumentParser(prog=f"ernie-accel {top.command}", description=command.__doc__)
     command.add_arguments(parser)

@@ -84,8 +84,10 @@ class Tokenizer:
             skip_special: Leave special tokens out instead of writing their text.
 
         Raises:
-            ArgumentError: An id is not in [0, vocab_size).
+            ArgumentError: An id is not in [0, vocab_size), or it is no list of ids.
         """
+        if not isinstance(ids, Iterable):
+            raise ArgumentError(f"ids={ids!r}: must be a list of token ids; [{ids!r}] is one of them")
         stream = self.stream(skip_special=skip_special)
         text = "".join([stream.push(i) for i in ids])
         return text + stream.flush()

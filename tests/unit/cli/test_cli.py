@@ -70,10 +70,17 @@ def test_every_command_has_help(command: str, capsys: Out) -> None:
 
 
 def test_wrong_usage_exits_with_2(capsys: Out) -> None:
-    for argv in ([], ["sing"], ["generate"], ["info", "--jso"]):
+    for argv in (["sing"], ["generate"], ["info", "--jso"]):
         with pytest.raises(SystemExit) as ended:
             main(argv)
         assert ended.value.code == 2
+
+
+def test_without_arguments_it_says_what_there_is(capsys: Out) -> None:
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert "continue a prompt" in printed.err
+    assert printed.out == ""
 
 
 def test_version(capsys: Out) -> None:

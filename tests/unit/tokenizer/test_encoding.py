@@ -60,6 +60,11 @@ def test_only_strings_are_text(ernie: Tokenizer, text: object) -> None:
         ernie.encode(text)  # type: ignore[arg-type]
 
 
+def test_one_id_is_no_list_of_ids(ernie: Tokenizer) -> None:
+    with pytest.raises(ArgumentError, match=r"ids=5: must be a list of token ids; \[5\] is one"):
+        ernie.decode(5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("parse_special", [False, True])
 def test_half_a_surrogate_pair_is_refused(ernie: Tokenizer, parse_special: bool) -> None:
     with pytest.raises(ArgumentError, match="index 2"):
