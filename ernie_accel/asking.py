@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ernie_accel.engine.defaults import settle
 from ernie_accel.engine.request import Request, Turn, check_ids, check_priority, deadline_of
 from ernie_accel.engine.structured import Compiler
-from ernie_accel.errors import ArgumentError, TokenizerError
-from ernie_accel.generation import Ids, TextOrIds
+from ernie_accel.errors import ArgumentError, ContextLengthError, TokenizerError
+from ernie_accel.generation import UNDER_WAY, Ids, TextOrIds
 from ernie_accel.loading import Loaded
+from ernie_accel.progress import reporting
 from ernie_accel.reply import Reply
-from ernie_accel.types import SamplingParams
+from ernie_accel.types import Progress, SamplingParams
 
 if TYPE_CHECKING:
     from ernie_accel.tokenizer import Tokenizer
 
 __all__ = ["Asking"]
+
+Read = TypeVar("Read")
 
 MOST_IDS = 1 << 31
 """Stands for the size of a vocabulary that only a server knows."""
@@ -103,6 +106,34 @@ class Asking:
             tokenizer = self.need_tokenizer("a text instead of ids")
             text = tokenizer.encode(text, add_bos=tokenizer.bos_id is not None)
         return self.checked(text, where)
+
+    def in_parts(
+        self,
+        given: Sequence[TextOrIds],
+        name: str,
+        read: Callable[[list[tuple[int, ...]]], Read],
+        progress: bool | Progress | None,
+    ) -> list[Read]:
+        """Give texts to the engine some at a time, all of them checked before, and say how far it is."""
+        texts = [self.begun_ids(text, f"{name}[{index}]") for index, text in enumerate(given)]
+        self.check_lengths(texts, name)
+        done = []
+        with reporting(progress if len(texts) > 1 else False, unit="text") as report:
+            for start in range(0, max(1, len(texts)), UNDER_WAY):
+                done.append(read(texts[start : start + UNDER_WAY]))
+                if report is not None:
+                    report("texts", min(start + UNDER_WAY, len(texts)), len(texts))
+        return done
+
+    def check_lengths(self, texts: Sequence[Sequence[int]], name: str) -> None:
+        """Raise ContextLengthError, with its place among several, for a text that the context does not hold."""
+        for index, ids in enumerate(texts):
+            try:
+                self._loaded.engine.check(ids)
+            except ContextLengthError as error:
+                if len(texts) == 1:
+                    raise
+                raise ContextLengthError(f"{name}[{index}]: {error}") from None
 
     def checked(self, ids: Ids, where: str | None = None) -> tuple[int, ...]:
         """Return ids as plain ints; raise ArgumentError, with ``where`` in front, for any that the model lacks."""

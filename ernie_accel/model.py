@@ -185,16 +185,18 @@ class Model(AsyncGeneration, Closing):
         return self._engine.logits(self._asking.checked(token_ids))
 
     @overload
-    def score(self, text_or_ids: TextOrIds) -> Score: ...
+    def score(self, text_or_ids: TextOrIds, *, progress: bool | Progress | None = None) -> Score: ...
 
     @overload
-    def score(self, text_or_ids: Prompts) -> list[Score]: ...
+    def score(self, text_or_ids: Prompts, *, progress: bool | Progress | None = None) -> list[Score]: ...
 
-    def score(self, text_or_ids: TextOrIds | Prompts) -> Score | list[Score]:
+    def score(
+        self, text_or_ids: TextOrIds | Prompts, *, progress: bool | Progress | None = None
+    ) -> Score | list[Score]:
         """Return the log-probability of each token given those before it; of several texts as a list.
 
         A text gets the begin token first where the tokenizer has one; ids are scored as they are. The first token has
-        no log-probability.
+        no log-probability. ``progress`` is that of ``generate``.
 
         Raises:
             UnsupportedError: The backend does not score texts; names those that do.
@@ -204,16 +206,16 @@ class Model(AsyncGeneration, Closing):
         self._need("score")
         if is_one(text_or_ids, "text_or_ids"):
             return self._engine.score([self._asking.begun_ids(text_or_ids, "text_or_ids")])[0]
-        given: list[TextOrIds] = list(text_or_ids)
-        return self._engine.score(
-            [self._asking.begun_ids(text, f"text_or_ids[{index}]") for index, text in enumerate(given)]
-        )
+        parts = self._asking.in_parts(list(text_or_ids), "text_or_ids", self._engine.score, progress)
+        return [score for part in parts for score in part]
 
-    def embed(self, texts: TextOrIds | Prompts) -> npt.NDArray[np.float32]:
+    def embed(
+        self, texts: TextOrIds | Prompts, *, progress: bool | Progress | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return a vector for each text, float32 [n, hidden_size], of length 1.
 
         It is the mean over positions of the hidden states after the final norm, divided by its Euclidean length. Texts
-        get the begin token first, as in ``score``; one text gives n = 1.
+        get the begin token first, as in ``score``; one text gives n = 1. ``progress`` is that of ``generate``.
 
         Raises:
             UnsupportedError: The backend does not give hidden states; names those that do.
@@ -222,9 +224,7 @@ class Model(AsyncGeneration, Closing):
         """
         self._need("hidden")
         given: list[TextOrIds] = [texts] if is_one(texts, "texts") else list(texts)
-        return self._engine.embed(
-            [self._asking.begun_ids(text, f"texts[{index}]") for index, text in enumerate(given)]
-        )
+        return np.concatenate(self._asking.in_parts(given, "texts", self._engine.embed, progress))
 
     def conversation(
         self,
@@ -352,8 +352,7 @@ class Model(AsyncGeneration, Closing):
     ) -> list[Request]:
         self._check_open()
         requests = self._asking.requests(prompts, params, timeout, priority, turn=turn)
-        for request in requests:
-            self._engine.check(request.token_ids)
+        self._asking.check_lengths([request.token_ids for request in requests], "prompt")
         return requests
 
     def _start_all(self, requests: Sequence[Request], *, block: bool = True) -> Sequence[Handle]:

@@ -308,6 +308,37 @@ def test_many_prompts_show_their_progress(load_mock: LoadMock) -> None:
     assert seen == [("prompts", i, 600) for i in range(1, 601)]
 
 
+def test_many_texts_are_read_in_parts() -> None:
+    import numpy as np
+
+    seen: list[tuple[str, int, int]] = []
+    with ea.Model.load(ea.testing.synthetic(ea.testing.tiny_config()), backend="reference") as model:
+        texts = [[index % 50 + 1] for index in range(300)]
+        vectors = model.embed(texts, progress=lambda *step: seen.append(step))
+        assert vectors.shape == (300, model.config.hidden_size)
+        assert np.allclose(vectors[257], model.embed([texts[257]])[0], atol=1e-5)
+        scores = model.score(texts, progress=lambda *step: seen.append(step))
+        assert [score.token_ids for score in scores] == [tuple(text) for text in texts]
+        assert seen == [("texts", 256, 300), ("texts", 300, 300)] * 2
+        assert model.embed([]).shape == (0, model.config.hidden_size)
+        nothing: list[str] = []
+        assert list(model.score(nothing)) == []
+        with pytest.raises(ea.ArgumentError, match="progress"):
+            model.embed(texts, progress="yes")  # type: ignore[arg-type]
+
+
+def test_of_many_texts_the_one_that_is_too_long_is_named() -> None:
+    with ea.Model.load(
+        ea.testing.synthetic(ea.testing.tiny_config()), backend="reference", max_context=8
+    ) as model:
+        texts = [[1], [2], [3] * 9]
+        for call, name in ((model.generate, "prompt"), (model.embed, "texts"), (model.score, "text_or_ids")):
+            with pytest.raises(ea.ContextLengthError, match=rf"^{name}\[2\]: 9 tokens do not fit"):
+                call(texts)
+        with pytest.raises(ea.ContextLengthError, match=r"^9 tokens do not fit"):
+            model.generate([3] * 9)
+
+
 def test_a_timeout_holds_in_the_queue_too(load_mock: LoadMock) -> None:
     with load_mock("abc", step_seconds=0.02, max_batch=1) as model:
         first = model.submit("x", max_tokens=50, ignore_eos=True)
