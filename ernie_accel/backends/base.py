@@ -81,6 +81,7 @@ class Footprint:
         communication: Buffers of exchanges between ranks.
         step_tokens: Tokens of the largest step, which ``scratch`` is for; None where the backend does not say.
         kv_precision: What ``"auto"`` stands for; None where the backend does not say.
+        loading: What loading takes besides and gives back when it has ended, as a share of the weights' bytes.
         looked_up: Of ``weights``, a table of which a step takes single rows, beside a head that it multiplies by.
     """
 
@@ -92,6 +93,7 @@ class Footprint:
     communication: int = 0
     step_tokens: int | None = None
     kv_precision: str | None = None
+    loading: float = 0.0
     looked_up: int = 0
 
 

@@ -51,14 +51,13 @@ def _values(status: Path) -> dict[str, int]:
 def _children(process: Path) -> list[Path]:
     """Directories of all processes that a process started, and that those started."""
     found: list[Path] = []
-    for task in process.glob("task/*/children"):
-        try:
-            numbers = task.read_text(encoding="utf-8").split()
-        except OSError:
-            continue
-        for number in numbers:
-            child = Path("/proc") / number
-            found += [child, *_children(child)]
+    try:
+        lists = [task.read_text(encoding="utf-8") for task in process.glob("task/*/children")]
+    except OSError:  # it ends just now
+        return []
+    for number in " ".join(lists).split():
+        child = Path("/proc") / number
+        found += [child, *_children(child)]
     return found
 
 

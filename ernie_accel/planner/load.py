@@ -12,7 +12,8 @@ from ernie_accel.display import size
 from ernie_accel.errors import CapacityError
 from ernie_accel.planner.devices import machine, shared_out
 from ernie_accel.planner.limits import largest_context, with_load
-from ernie_accel.planner.memory import DeviceMemory, device_memory
+from ernie_accel.planner.loading import loading_bytes
+from ernie_accel.planner.memory import DeviceMemory, device_memory, footprint_of
 from ernie_accel.planner.precisions import UNSAID
 from ernie_accel.planner.setting import Degrees, Setting
 from ernie_accel.planner.subject import find_subject
@@ -43,6 +44,7 @@ def plan_load(checkpoint: Checkpoint, backend: Backend, options: LoadOptions) ->
     (memory,) = device_memory(least)
     if not memory.fits:
         raise CapacityError(_refusal(least, memory, options))
+    _check_loading(least, memory)
     tokens = memory.kv_budget // max(1, memory.kv_per_token)
     running = options.max_batch or min(RUNNING, max(1, tokens // min(REQUEST_TOKENS, setting.context)))
     settled = replace(options, max_batch=running, memory_limit=memory.kv_budget * setting.degrees.tensor)
@@ -74,6 +76,17 @@ def _setting(checkpoint: Checkpoint, backend: Backend, options: LoadOptions) -> 
         offered=offered,
         packs=isinstance(backend, PackingBackend),
     )
+
+
+def _check_loading(setting: Setting, memory: DeviceMemory) -> None:
+    """Refuse what fits once it is loaded, but would not get there."""
+    peak = loading_bytes(setting, (memory,)) or 0
+    if footprint_of(setting).loading and peak > memory.usable:
+        raise CapacityError(
+            f"{setting.subject.name} in {setting.precision} needs {peak:,} bytes while backend {setting.backend!r} "
+            f"loads it, and {memory.required:,} afterwards; {memory.usable:,} bytes are available; choose another "
+            "backend or a smaller precision, or free memory"
+        )
 
 
 def _refusal(setting: Setting, memory: DeviceMemory, options: LoadOptions) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ernie_accel.architecture import tensor_specs
 from ernie_accel.architecture.counts import parameter_counts
-from ernie_accel.planner.memory import DeviceMemory
+from ernie_accel.planner.memory import DeviceMemory, footprint_of
 from ernie_accel.planner.setting import Setting
 from ernie_accel.quant.memory import calibration_bytes
 from ernie_accel.quant.prepare import CALIBRATED
@@ -34,7 +34,8 @@ def loading_bytes(setting: Setting, memory: tuple[DeviceMemory, ...]) -> int | N
     stage = memory[0]
     weights = stage.weight_bytes - mapped_bytes(setting, memory)
     made = _virtual(setting, stage) if setting.subject.virtual else 0
-    return max(weights + made, _calibration(setting)) + stage.runtime
+    besides = int(stage.weight_bytes * footprint_of(setting).loading)
+    return max(weights + made + besides, _calibration(setting)) + stage.runtime
 
 
 def _virtual(setting: Setting, stage: DeviceMemory) -> int:

@@ -20,9 +20,21 @@ _WORTH = 0.25
 """Gain below which twice the devices are worth a warning."""
 
 
-def warnings_of(setting: Setting, speed: Speed) -> tuple[str, ...]:
-    """Return what would surprise, one sentence each."""
-    return (*_splitting(setting, speed), *_heads(setting), *_fastdeploy(setting), *_unused(setting))
+def warnings_of(setting: Setting, speed: Speed, loading: int = 0) -> tuple[str, ...]:
+    """Return what would surprise, one sentence each; ``loading`` is what it takes where that is more than there is."""
+    kinds = (
+        _loading(loading),
+        _splitting(setting, speed),
+        _heads(setting),
+        _fastdeploy(setting),
+        _unused(setting),
+    )
+    return tuple(sentence for kind in kinds for sentence in kind)
+
+
+def _loading(peak: int) -> Iterator[str]:
+    if peak:
+        yield f"Loading takes {size(peak)} at its peak, more than is available."
 
 
 def _splitting(setting: Setting, speed: Speed) -> Iterator[str]:

@@ -227,6 +227,7 @@ def complete(setting: Setting, wishes: Wishes | None = None) -> MemoryPlan:
     fits = all(stage.fits for stage in memory)
     counts = parameter_counts(setting.subject.config, mtp=setting.mtp)
     speed = speed_of(setting, memory)
+    loading = loading_bytes(setting, memory)
     return MemoryPlan(
         model=setting.subject.name,
         parameters={name: n for name, n in {**counts, **setting.subject.extras}.items() if n},
@@ -239,7 +240,7 @@ def complete(setting: Setting, wishes: Wishes | None = None) -> MemoryPlan:
         sequences=setting.sequences,
         step_tokens=setting.options.step_tokens or 0,
         stages=memory,
-        loading=loading_bytes(setting, memory),
+        loading=loading,
         mapped=mapped_bytes(setting, memory),
         max_context=largest_context(setting),
         max_sequences=_sequences(setting),
@@ -247,7 +248,7 @@ def complete(setting: Setting, wishes: Wishes | None = None) -> MemoryPlan:
         constraint=constraint(setting, memory),
         changes=() if fits else changes_of(setting, wishes),
         speed=speed,
-        warnings=warnings_of(setting, speed),
+        warnings=warnings_of(setting, speed, loading if loading and loading > memory[0].usable else 0),
         assumptions=assumptions_of(setting),
         setting=setting,
     )

@@ -53,6 +53,12 @@ class StaticGraphBackend(ABC, Generic[Options]):
     precisions: tuple[str, ...]
     options_type: type[Any]
     splits = False
+    runtime_bytes = 64 << 20
+    """Of library, threads and graph."""
+    loading_share = 0.0
+    """See ``Footprint.loading``."""
+    head_again = False
+    """Whether a tied head in fp32 is kept in a layout of its own beside the table that tokens are looked up in."""
 
     @abstractmethod
     def available(self) -> Availability:
@@ -75,10 +81,13 @@ class StaticGraphBackend(ABC, Generic[Options]):
         tokens, context = own.max_step_tokens, check_context(options, config.max_position_embeddings)
         scores = config.num_attention_heads * 3 * context
         widest = max(config.vocab_size, 4 * config.intermediate_size, scores)
+        again = self.head_again and config.tie_word_embeddings and signature.precision == "fp32"
+        head = 4 * config.vocab_size * config.hidden_size if again else 0
         return Footprint(
             kv_per_token=_TOKEN_COPIES * signature.token_bytes,
-            scratch=4 * tokens * widest,
-            runtime=64 << 20,
+            scratch=4 * tokens * widest + head,
+            runtime=self.runtime_bytes,
+            loading=self.loading_share,
             step_tokens=tokens,
             kv_precision=KV_PRECISIONS[signature.cache_dtype],
         )

@@ -10,6 +10,7 @@ import ernie_accel as ea
 from ernie_accel import system
 from ernie_accel.backends.base import Footprint, LoadOptions
 from ernie_accel.planner.load import plan_load
+from ernie_accel.planner.loading import loading_bytes
 from ernie_accel.planner.memory import DeviceMemory, device_memory
 from ernie_accel.testing import synthetic, tiny_config
 
@@ -131,3 +132,39 @@ def test_a_limit_too_small_for_a_page_is_what_to_raise(monkeypatch: pytest.Monke
     monkeypatch.setattr(system, "available_memory", lambda root=None: 1 << 30)
     with pytest.raises(ea.CapacityError, match="no context fits: raise memory_limit to 2,048 at least"):
         ea.Model.load(synthetic(CONFIG), backend="reference", memory_limit=1)
+
+
+class Wasteful:
+    """A backend whose loading holds the weights several times."""
+
+    name, precisions = "wasteful", ("fp32",)
+
+    def estimate(self, config: Any, options: LoadOptions) -> Footprint:
+        return Footprint(kv_per_token=8, scratch=1000, runtime=500, loading=3.0)
+
+    def available(self) -> Any:
+        raise AssertionError("nobody asks")
+
+    open = available
+
+
+def test_what_would_fit_but_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime holds 0.3B twice while it packs its matrices, FastDeploy's four times."""
+    backend: Any = Wasteful()
+    setting, _ = plan_load(Untouchable(), backend, LoadOptions())
+    (memory,) = device_memory(setting)
+    needed = loading_bytes(setting, (memory,))
+    assert needed is not None
+    assert needed >= 4 * memory.weight_bytes + 500
+    monkeypatch.setattr(system, "available_memory", lambda root=None: needed - 1)
+    with pytest.raises(ea.CapacityError, match=rf"needs {needed:,} bytes while backend 'wasteful' loads it"):
+        plan_load(Untouchable(), backend, LoadOptions())
+    monkeypatch.setattr(system, "available_memory", lambda root=None: needed)
+    plan_load(Untouchable(), backend, LoadOptions())
+
+
+def test_a_plan_warns_of_a_load_that_takes_more_than_there_is() -> None:
+    found = ea.plan("0.3B", devices="cpu-2G", backend="fastdeploy-ort", precision="fp32", max_context=64)
+    assert found.loading is not None
+    assert found.loading > found.available
+    assert any("Loading takes 5." in warning for warning in found.warnings)
