@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ernie_accel.display import size
@@ -27,32 +28,38 @@ def largest_context(setting: Setting, *, sequences: int | None = None) -> int:
     """Return the most tokens that each of so many sequences can have; 0 where not even a page fits."""
     trained = setting.subject.config.max_position_embeddings
     now = with_load(setting, sequences=sequences)
-    # Working memory may grow with the context, so what fits is looked at again with what it is then.
-    context = min(trained, *(_context(now, stage) for stage in device_memory(now)))
-    for _ in range(3):
-        if context < 1:
-            return 0
-        there = with_load(now, context=context)
-        memory = device_memory(there)
-        if all(stage.fits for stage in memory):
-            return context
-        context = min(context - 1, *(_context(there, stage) for stage in memory))
-    return max(0, context)
+    most = min(trained, *(_context(now, stage) for stage in device_memory(now)))
+    return _largest(most, lambda context: with_load(now, context=context), _context)
 
 
 def largest_sequences(setting: Setting) -> int:
     """Return how many sequences of the context fit on all devices together."""
-    found = min(_sequences(setting, stage) for stage in device_memory(setting)) * setting.degrees.data
-    for _ in range(3):
-        if found < 1:
-            return 0
-        found = min(found, _MOST_SEQUENCES)
-        there = with_load(setting, sequences=found)
+
+    def fitting(there: Setting, stage: DeviceMemory) -> int:
+        return _sequences(there, stage) * setting.degrees.data
+
+    most = min(_MOST_SEQUENCES, *(fitting(setting, stage) for stage in device_memory(setting)))
+    return _largest(most, lambda sequences: with_load(setting, sequences=sequences), fitting)
+
+
+def _largest(most: int, load: Callable[[int], Setting], fitting: Callable[[Setting, DeviceMemory], int]) -> int:
+    """Return the largest count up to ``most`` that fits, 0 if none does.
+
+    Working memory may grow with the count, and not evenly. What is left for the cache beside the working memory of a
+    larger count surely fits; the rest is bisected.
+    """
+    fits, beyond = 0, most + 1
+    count = most
+    while fits < count < beyond:
+        there = load(count)
         memory = device_memory(there)
         if all(stage.fits for stage in memory):
-            return found
-        found = min(found - 1, min(_sequences(there, stage) for stage in memory) * setting.degrees.data)
-    return max(0, found)
+            fits, count = count, (count + beyond) // 2
+        else:
+            beyond = count
+            left = min(fitting(there, stage) for stage in memory)
+            count = left if fits < left < count else (fits + count) // 2
+    return fits
 
 
 def _pages(stage: DeviceMemory) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
 
 import ernie_accel as ea
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import LoadOptions
+from ernie_accel.backends.base import Footprint, LoadOptions
 from ernie_accel.errors import ArgumentError, CapacityError, UnsupportedError
-from ernie_accel.planner.devices import Device
+from ernie_accel.planner.devices import Device, Devices
+from ernie_accel.planner.limits import largest_context
+from ernie_accel.planner.setting import Setting
+from ernie_accel.planner.subject import find_subject
 from ernie_accel.testing import tiny_config
 
 native = pytest.mark.skipif(not registry.available()["native"].ok, reason="the native backend cannot run")
@@ -370,3 +373,29 @@ def test_the_cache_takes_the_bytes_of_its_precision() -> None:
     }
     bf16 = 2 * 2 * 128 * 18 * 2
     assert taken == {"fp32": 2 * bf16, "bf16": bf16, "fp16": bf16, "fp8": bf16 // 2, "int8": bf16 // 2}
+
+
+@pytest.mark.parametrize("threshold", [100, 1000, 1001, 5000])
+def test_the_largest_context_is_the_largest_even_if_working_memory_jumps(threshold: int) -> None:
+    """A backend may need much more above some context, say where it takes another kernel."""
+
+    def footprint(config: Any, options: LoadOptions) -> Footprint:
+        return Footprint(
+            kv_per_token=1 << 10,
+            page_tokens=16,
+            runtime=1,
+            scratch=(8 << 30) if options.max_context > threshold else 1,
+        )
+
+    config = replace(tiny_config(), max_position_embeddings=8192)
+    machine = Device(name="a machine", kind="cpu", memory=4 << 30, bandwidth=1e9, tera16=1.0, tera8=1.0)
+    setting = Setting(
+        subject=find_subject(config),
+        devices=Devices(machine),
+        backend="jumps",
+        estimate=footprint,
+        precision="fp32",
+        options=LoadOptions(max_context=64, max_batch=1),
+        offered=("fp32",),
+    )
+    assert largest_context(setting) == threshold
