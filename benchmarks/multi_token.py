@@ -28,7 +28,8 @@ from benchmarks.end_to_end.formats.checkpoint import random_checkpoint
 from benchmarks.end_to_end.formats.our_directory import MAKERS, ROOT, fingerprint
 from ernie_accel.architecture import published_config
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import Drafts, LoadOptions, Runner, Select, Step
+from ernie_accel.backends.base import LoadOptions, Runner, Select, Step
+from ernie_accel.backends.capabilities import Drafts
 from ernie_accel.bench.machine import busy, describe, versions
 from ernie_accel.bench.statistics import alternate, summarize
 from ernie_accel.checkpoint import open_checkpoint

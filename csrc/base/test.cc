@@ -3,11 +3,15 @@
 
 #include <atomic>
 #include <cfenv>
+#include <set>
 #include <stdexcept>
+#include <thread>
+#include <vector>
 
 #include "base/bandwidth.h"
 #include "base/bf16.h"
 #include "base/float_mode.h"
+#include "base/helper.h"
 #include "base/peak.h"
 #include "base/thread_pool.h"
 
@@ -84,6 +88,46 @@ static void test_arena() {
 }
 
 // What the calling thread was set to reaches neither its own tasks inside a DefaultFloatMode nor those of the workers.
+// Every stage is called once and in order, wherever the owner takes over, and the owner sees what was done.
+static void test_a_helper_goes_first() {
+  Helper helper;
+  helper.take_over();  // of nothing
+  size_t by_others = 0;
+  for (int round = 0; round < 3000; ++round) {
+    std::vector<int> done;
+    std::atomic<size_t> count{0};
+    std::set<std::thread::id> who;
+    const auto stage = [&] {
+      done.push_back(static_cast<int>(done.size()));
+      who.insert(std::this_thread::get_id());
+      return ++count < 50;
+    };
+    helper.begin(stage);
+    if (round % 3 == 1) std::this_thread::yield();
+    while (round % 10 == 2 && count < 20) std::this_thread::yield();
+    helper.take_over();
+    by_others += done.size();
+    while (count < 50 && stage()) {
+    }
+    CHECK(done.size() == 50 && done.back() == 49 && who.size() <= 2);
+  }
+  CHECK(by_others >= 300 * 20);
+}
+
+static void test_what_a_helper_throws_reaches_its_owner() {
+  Helper helper;
+  for (int round = 0; round < 100; ++round) {
+    std::atomic<bool> called{false};
+    helper.begin([&]() -> bool {
+      called = true;
+      throw std::runtime_error("stage");
+    });
+    while (!called) std::this_thread::yield();
+    CHECK_THROWS(helper.take_over(), std::runtime_error);
+    helper.take_over();  // once
+  }
+}
+
 static void test_float_mode() {
   std::fesetround(FE_UPWARD);
   ThreadPool pool(3);
@@ -115,6 +159,8 @@ int main() {
   test_many_short_regions();
   test_exceptions_reach_the_caller();
   test_models_share_a_pool();
+  test_a_helper_goes_first();
+  test_what_a_helper_throws_reaches_its_owner();
   test_float_mode();
   test_conversions();
   test_arena();

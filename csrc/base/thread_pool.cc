@@ -9,26 +9,9 @@
 #include <utility>
 
 #include "base/float_mode.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "base/spin.h"
 
 namespace ernie {
-namespace {
-
-// About 50 microseconds: longer than the gap between two regions of a step, short enough to leave an idle machine idle.
-constexpr int kSpins = 2000;
-
-inline void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
-
-}  // namespace
 
 ThreadPool::ThreadPool(int threads) : process_(getpid()) {
   workers_.reserve(threads > 1 ? threads - 1 : 0);

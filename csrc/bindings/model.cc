@@ -57,6 +57,12 @@ StepInput to_input(nb::handle item) {
   return input;
 }
 
+std::vector<StepInput> to_inputs(const nb::list& batch) {
+  std::vector<StepInput> inputs;
+  for (nb::handle item : batch) inputs.push_back(to_input(item));
+  return inputs;
+}
+
 nb::object to_array(StepOutput& output, size_t rows, size_t width) {
   float* data = output.owned.get();
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
@@ -70,33 +76,58 @@ nb::list to_drawn(const std::vector<Drawn>& drawn) {
   return list;
 }
 
-nb::list forward(Model& model, const nb::list& batch) {
-  std::vector<StepInput> inputs;
-  for (nb::handle item : batch) inputs.push_back(to_input(item));
-  std::vector<StepOutput> outputs;
-  {
-    nb::gil_scoped_release release;
-    outputs = model.forward(inputs);
-  }
+nb::list to_results(const Model& model, std::vector<StepOutput>& outputs) {
   nb::list results;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const size_t rows = inputs[i].rows;
-    switch (inputs[i].output) {
+  for (StepOutput& output : outputs) {
+    switch (output.output) {
       case Output::none:
         results.append(nb::none());
         break;
       case Output::logits:
-        results.append(to_array(outputs[i], rows, model.config().vocab));
+        results.append(to_array(output, output.rows, model.config().vocab));
         break;
       case Output::hidden:
-        results.append(to_array(outputs[i], rows, model.config().hidden));
+        results.append(to_array(output, output.rows, model.config().hidden));
         break;
       case Output::select:
-        results.append(to_drawn(outputs[i].drawn));
+        results.append(to_drawn(output.drawn));
         break;
     }
   }
   return results;
+}
+
+nb::list forward(Model& model, const nb::list& batch) {
+  std::vector<StepInput> inputs = to_inputs(batch);
+  std::vector<StepOutput> outputs;
+  {
+    nb::gil_scoped_release release;
+    outputs = model.forward(std::move(inputs));
+  }
+  return to_results(model, outputs);
+}
+
+// A step that is to draw and has no select gets it from `result`.
+void start(Model& model, const nb::list& batch) {
+  std::vector<StepInput> inputs = to_inputs(batch);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    inputs[i].late = inputs[i].output == Output::select && nb::cast<nb::tuple>(batch[i])[4].is_none();
+  nb::gil_scoped_release release;
+  model.start(std::move(inputs));
+}
+
+nb::list result(Model& model, const nb::list& selects) {
+  std::vector<std::pair<size_t, Select>> late;
+  for (nb::handle item : selects) {
+    const auto pair = nb::cast<nb::tuple>(item);
+    late.emplace_back(nb::cast<size_t>(pair[0]), nb::cast<const Select&>(pair[1]));
+  }
+  std::vector<StepOutput> outputs;
+  {
+    nb::gil_scoped_release release;
+    outputs = model.result(std::move(late));
+  }
+  return to_results(model, outputs);
 }
 
 nb::list draft(Model& model, const std::vector<std::pair<int64_t, int32_t>>& batch, size_t depth) {
@@ -249,6 +280,9 @@ void bind_model(nb::module_& m) {
       .def("claim", &Model::claim, Release())
       .def("length", &Model::length, Release())
       .def("forward", &forward, nb::arg("batch"))
+      .def("start", &start, nb::arg("batch"))
+      .def("result", &result, nb::arg("selects"))
+      .def("abandon", &Model::abandon, Release())
       .def("draft", &draft, nb::arg("batch"), nb::arg("depth"))
       .def("profile", &profile, nb::arg("on"))
       .def_prop_ro("free_tokens", &Model::free_tokens, Release())

@@ -7,8 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "base/float_mode.h"
-#include "model/step.h"
+#include "model/flight.h"
 
 namespace ernie {
 namespace {
@@ -53,6 +52,7 @@ std::unique_lock<std::mutex> Model::lock() {
   check_process();  // first: in a child, the mutex may be held by a thread that was left behind
   std::unique_lock<std::mutex> guard(mutex_);
   if (!scratch_) throw std::runtime_error("the model's weights are not complete");
+  if (flight_) throw std::invalid_argument("a step is under way: ask for its result, or close it, before anything else");
   return guard;
 }
 
@@ -127,7 +127,7 @@ void Model::check(const std::vector<StepInput>& batch) const {
     for (int32_t id : step.ids)
       if (id < 0 || static_cast<size_t>(id) >= config_.vocab)
         throw std::invalid_argument("token id " + std::to_string(id) + " is not in [0, " + std::to_string(config_.vocab) + ")");
-    check_select(step.select, config_.vocab);
+    if (!step.late) check_select(step.select, config_.vocab);
     tokens += step.ids.size();
   }
   if (tokens > config_.max_step_tokens) throw std::invalid_argument("too many tokens in one step");
@@ -137,6 +137,7 @@ std::vector<StepOutput> Model::allocate(const std::vector<StepInput>& batch) {
   std::vector<StepOutput> outputs(batch.size());
   for (size_t i = 0; i < batch.size(); ++i) {
     const StepInput& step = batch[i];
+    outputs[i].output = step.output, outputs[i].rows = step.rows;
     if (step.output == Output::hidden) outputs[i].owned.reset(new float[step.rows * config_.hidden]);
     if (step.output == Output::logits) outputs[i].owned.reset(new float[step.rows * config_.vocab]);
     if (step.output == Output::select) outputs[i].drawn.resize(step.rows);
@@ -161,25 +162,6 @@ void Model::lend_drawn_rows(const std::vector<StepInput>& batch, std::vector<Ste
     outputs[i].values = values;
     values += batch[i].rows * config_.vocab;
   }
-}
-
-std::vector<StepOutput> Model::forward(const std::vector<StepInput>& batch) {
-  auto guard = lock();
-  const DefaultFloatMode mode;
-  check(batch);
-  std::vector<StepOutput> outputs = allocate(batch);
-  if (batch.empty()) return outputs;
-  std::vector<KvCache::Growth> growth;
-  for (const StepInput& step : batch) growth.push_back({step.sequence, step.ids.size(), config_.multi_token ? &step.ids : nullptr});
-  cache_.extend(growth);
-  try {
-    StepRun(config_, kernels_, *pool_, weights_, cache_, *scratch_, profiling_ ? &profile_ : nullptr)
-        .run(batch, outputs);
-  } catch (...) {
-    for (const auto& grown : growth) cache_.truncate(grown.id, cache_.at(grown.id).length - grown.tokens);
-    throw;
-  }
-  return outputs;
 }
 
 }  // namespace ernie

@@ -5,8 +5,10 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "base/helper.h"
 #include "kernels/kernels.h"
 #include "kernels/select/select.h"
 #include "model/kv_cache.h"
@@ -24,6 +26,7 @@ struct StepInput {
   size_t rows = 0;  // answers for the last rows
   Output output = Output::none;
   Select select;
+  bool late = false;  // `select` is given to `result`
 };
 
 // A sequence to draft for, and the token that follows those it holds.
@@ -33,14 +36,19 @@ struct DraftInput {
 };
 
 struct StepOutput {
+  Output output = Output::none;
+  size_t rows = 0;
   float* values = nullptr;  // logits [rows][vocab] or hidden [rows][hidden]
   std::unique_ptr<float[]> owned;  // what `values` points to, unless they are the model's own
   std::vector<Drawn> drawn;
 };
 
+struct Flight;
+
 class Model {
  public:
   Model(const Config& config, Isa isa, int threads);
+  ~Model();
 
   // To be filled by one thread. Throws std::runtime_error once they are complete.
   Weights& weights();
@@ -58,7 +66,14 @@ class Model {
   // how much memory a context takes.
   void claim(int64_t sequence, size_t tokens);
   size_t length(int64_t sequence);
-  std::vector<StepOutput> forward(const std::vector<StepInput>& batch);
+  std::vector<StepOutput> forward(std::vector<StepInput> batch);
+
+  // `forward` in two parts: another thread begins the step, and `result` goes on with it, from wherever that is. In between
+  // all other calls throw std::invalid_argument but for these two. `selects` are those of late steps, by their place in the
+  // batch. Where `result` throws, and after `abandon`, which is harmless if there is no step, sequences are as they were.
+  void start(std::vector<StepInput> batch);
+  std::vector<StepOutput> result(std::vector<std::pair<size_t, Select>> selects);
+  void abandon();
 
   // `depth` guesses at what comes after each token; nothing is appended. Empty where a sequence is not caught up with yet.
   std::vector<std::vector<int32_t>> draft(const std::vector<DraftInput>& batch, size_t depth);
@@ -76,7 +91,11 @@ class Model {
  private:
   void check_process() const;
   std::unique_lock<std::mutex> lock();
+  std::unique_lock<std::mutex> lock_flight();
   void check(const std::vector<StepInput>& batch) const;
+  std::unique_ptr<Flight> take_off(std::vector<StepInput> batch);
+  std::vector<StepOutput> land(std::unique_ptr<Flight> flight, std::vector<std::pair<size_t, Select>> selects);
+  void give_up(const Flight& flight);
   std::vector<StepOutput> allocate(const std::vector<StepInput>& batch);
   struct Round {
     std::vector<StepInput> inputs;
@@ -101,6 +120,8 @@ class Model {
   // Logits that never leave: kept, since fresh memory of this size costs a page fault for every 4 KB of every step.
   AlignedBuffer drawn_rows_;
   std::unique_ptr<Scratch> scratch_;  // once the weights are complete
+  std::unique_ptr<Flight> flight_;  // a step between `start` and `result`
+  Helper helper_;
   std::mutex mutex_;
   int process_;
 };

@@ -10,22 +10,28 @@ StepRun::StepRun(const Config& config, const Kernels& kernels, ThreadPool& pool,
                  const KvCache& cache, Scratch& scratch, Profile* profile)
     : config_(config), kernels_(kernels), pool_(pool), weights_(weights), cache_(cache), scratch_(scratch), profile_(profile) {}
 
-void StepRun::run(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs) {
+void StepRun::begin(const std::vector<StepInput>& batch) {
   if (profile_ != nullptr) profile_->begin_step();
   place_tokens(batch);
   plan_attention();
   embed(batch);
   mark(Part::embed);
-  for (size_t i = 0; i < config_.layers; ++i) {
-    const Layer& layer = weights_.layers()[i];
-    attention(i);
-    if (layer.moe) {
-      experts_ffn(layer);
-    } else {
-      norm_rows(reinterpret_cast<const float*>(layer.post_norm.data()), layer.ffn.gate_up.view);
-      dense_ffn(layer.ffn);
-    }
+}
+
+bool StepRun::advance() {
+  if (layers_done_ == config_.layers) return false;
+  const Layer& layer = weights_.layers()[layers_done_];
+  attention(layers_done_);
+  if (layer.moe) {
+    experts_ffn(layer);
+  } else {
+    norm_rows(reinterpret_cast<const float*>(layer.post_norm.data()), layer.ffn.gate_up.view);
+    dense_ffn(layer.ffn);
   }
+  return ++layers_done_ < config_.layers;
+}
+
+void StepRun::end(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs) {
   if (config_.multi_token) keep_hidden();
   answer(batch, outputs);
 }

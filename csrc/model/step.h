@@ -20,8 +20,10 @@ class StepRun {
   StepRun(const Config& config, const Kernels& kernels, ThreadPool& pool, const Weights& weights, const KvCache& cache,
           Scratch& scratch, Profile* profile);
 
-  // The cache already has room for the batch's tokens.
-  void run(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
+  // The cache already has room for the batch's tokens. Different threads may do different parts, one after another.
+  void begin(const std::vector<StepInput>& batch);
+  bool advance();  // by a layer; false once all are computed
+  void end(const std::vector<StepInput>& batch, std::vector<StepOutput>& outputs);
 
   // Computes positions of the predicting layer: those from `firsts[i]` on, whose `ids` are the tokens that follow each.
   // With `rows` 1 the last one guesses, and its output is kept as the next position's hidden state if there is room.
@@ -143,7 +145,7 @@ class StepRun {
   Scratch& scratch_;
   Profile* profile_;
 
-  size_t tokens_ = 0;
+  size_t tokens_ = 0, layers_done_ = 0;
   std::vector<Piece> pieces_;
   std::vector<size_t> positions_;
   std::vector<uint8_t*> token_pages_;

@@ -5,6 +5,7 @@
 #include <cfenv>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "base/bf16.h"
 #include "model/testing.h"
@@ -231,9 +232,63 @@ void test_draws_from_some_logits() {
   }
 }
 
+std::vector<int32_t> tokens_of(const std::vector<StepOutput>& outputs) {
+  std::vector<int32_t> tokens;
+  for (const StepOutput& output : outputs)
+    for (const Drawn& drawn : output.drawn) tokens.push_back(drawn.token);
+  return tokens;
+}
+
+// A step that another thread begins draws what `forward` does, from whatever part of the head; one that is given up, at
+// whatever moment, leaves nothing.
+void test_started_steps() {
+  Config c = small(false);
+  c.vocab = 40007, c.hidden = 96, c.layers = 6, c.moe_layers.assign(6, false), c.precision = Precision::int8;
+  for (int threads : {1, 3}) {
+    Model model(c, supported_isas().back(), threads);
+    Filler().fill(model);
+    CHECK_THROWS(model.result({}), std::invalid_argument);
+    model.abandon();  // nothing
+    for (int32_t n = 0; n < 48; ++n) {
+      std::vector<StepInput> batch;
+      std::vector<std::pair<size_t, Select>> late;
+      for (int i = 0; i < 1 + n % 3; ++i) {
+        batch.push_back(step(model.open(), some_ids(static_cast<size_t>(1 + n % 5)), 1));
+        batch.back().output = Output::select;
+        batch.back().select = some_select(n / 3 + (i == 1 ? 12 : 0), c.vocab);
+      }
+      const std::vector<int32_t> expected = tokens_of(model.forward(batch));
+      for (StepInput& input : batch) model.truncate(input.sequence, 0);
+      for (size_t i = 0; i < batch.size(); ++i)
+        if ((n + static_cast<int32_t>(i)) % 4 != 0) {
+          late.emplace_back(i, std::exchange(batch[i].select, Select()));
+          batch[i].late = true;
+        }
+      if (n % 2 == 0) {
+        model.start(batch);
+        CHECK_THROWS(model.used_tokens(), std::invalid_argument);
+        CHECK_THROWS(model.start(batch), std::invalid_argument);
+        for (int i = 0; i < n * n; ++i) std::this_thread::yield();
+        if (n % 4 == 0) model.abandon();
+        else if (late.empty()) model.result({});
+        else CHECK_THROWS(model.result({late.begin(), late.end() - 1}), std::invalid_argument);
+        if (!late.empty() || n % 4 == 0) CHECK(model.used_tokens() == 0 && model.length(batch[0].sequence) == 0);
+        for (StepInput& input : batch) model.truncate(input.sequence, 0);
+      }
+      model.start(batch);
+      for (int i = 0; i < n * n; ++i) std::this_thread::yield();
+      CHECK(tokens_of(model.result(late)) == expected);
+      for (StepInput& input : batch) model.free(input.sequence);
+      CHECK(model.used_tokens() == 0);
+    }
+    model.start({step(model.open(), {1}, 1)});  // and the model ends
+  }
+}
+
 }  // namespace
 
 int main() {
+  test_started_steps();
   test_draws_from_some_logits();
   test_cache();
   test_cache_shares_to_the_last_page();

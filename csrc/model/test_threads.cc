@@ -68,7 +68,9 @@ Text make_text(Model& model, int number) {
 // One thread's sequences, each a beginning of one of the texts.
 class Caller {
  public:
-  Caller(Model& model, const std::vector<Text>& texts, int number) : model_(model), texts_(texts), random_(number) {}
+  // One that is `alone` with its model starts steps and goes on with them, or gives them up.
+  Caller(Model& model, const std::vector<Text>& texts, int number, bool alone = false)
+      : model_(model), texts_(texts), random_(number), alone_(alone) {}
 
   void run() {
     for (int i = 0; i < kRounds; ++i) {
@@ -154,8 +156,26 @@ class Caller {
       batch.push_back(below(2) ? step(mine.id, more, count) : drawing(mine.id, more, count));
       grown.push_back(&mine);
     }
-    const auto outputs = model_.forward(batch);
+    const auto outputs = alone_ ? started(batch) : model_.forward(batch);
     for (size_t i = 0; i < batch.size(); ++i) check(*grown[i], batch[i], outputs[i]);
+  }
+
+  std::vector<StepOutput> started(std::vector<StepInput> batch) {
+    std::vector<std::pair<size_t, Select>> late;
+    while (below(3) == 0) {
+      model_.start(batch);
+      wait();
+      model_.abandon();
+    }
+    for (size_t i = 0; i < batch.size(); ++i)
+      if (batch[i].output == Output::select && below(2)) batch[i].late = true, late.emplace_back(i, batch[i].select);
+    model_.start(batch);
+    wait();
+    return model_.result(std::move(late));
+  }
+
+  void wait() {
+    for (size_t left = below(400); left > 0; --left) std::this_thread::yield();
   }
 
   void check(Mine& mine, const StepInput& input, const StepOutput& output) const {
@@ -186,6 +206,7 @@ class Caller {
   Model& model_;
   const std::vector<Text>& texts_;
   std::mt19937 random_;
+  bool alone_;
   std::vector<Mine> mine_;
 };
 
@@ -203,20 +224,22 @@ Config tight(bool moe) {
 int main() {
   // They share the threads of one pool.
   const Isa isa = supported_isas().back();
-  Model models[] = {{tight(false), isa, 2}, {tight(true), isa, 2}};
-  std::vector<Text> texts[2];
-  for (int i = 0; i < 2; ++i) {
+  constexpr int kModels = 4;  // two with callers of their own
+  Model models[] = {{tight(false), isa, 2}, {tight(true), isa, 2}, {tight(false), isa, 2}, {tight(true), isa, 1}};
+  std::vector<Text> texts[kModels];
+  for (int i = 0; i < kModels; ++i) {
     Filler().fill(models[i]);
     for (size_t text = 0; text < kTexts; ++text) texts[i].push_back(make_text(models[i], static_cast<int>(text)));
   }
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i)
     threads.emplace_back([&, i] { Caller(models[i % 2], texts[i % 2], i).run(); });
+  for (int i = 2; i < kModels; ++i) threads.emplace_back([&, i] { Caller(models[i], texts[i], i, true).run(); });
   threads.emplace_back([&] {
     for (int i = 0; i < kRounds; ++i) models[i % 2].profile(i % 3 != 0);
   });
   for (std::thread& thread : threads) thread.join();
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kModels; ++i) {
     for (const Text& text : texts[i]) models[i].free(text.beginning);
     CHECK(models[i].used_tokens() == 0);
   }

@@ -28,7 +28,6 @@ __all__ = [
     "Availability",
     "Backend",
     "Capacity",
-    "Drafts",
     "Engine",
     "EngineBackend",
     "EngineInfo",
@@ -38,9 +37,7 @@ __all__ = [
     "Output",
     "Packer",
     "PackingBackend",
-    "Parks",
     "PartProfile",
-    "Profiles",
     "Runner",
     "RunnerInfo",
     "Select",
@@ -162,13 +159,16 @@ class RunnerInfo(EngineInfo):
         page_size: Tokens of one KV page; 1 where the cache is not paged.
         max_step_tokens: Largest number of tokens in one ``forward``, all sequences together.
         max_sequences: Largest number of open sequences.
-        capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile``, ``park``, ``draft`` (others may come;
-            unknown ones are ignored).
+        threads: Threads of this process that a step keeps busy; 0 where it computes elsewhere, for example on a GPU.
+        capabilities: Of ``select``, ``hidden``, ``invariant``, ``profile``, ``park``, ``draft``, ``overlap`` (others
+            may come; unknown ones are ignored). The last four stand for the methods of a protocol in
+            ``ernie_accel.backends.capabilities``.
     """
 
     hidden_size: int
     page_size: int
     max_step_tokens: int
+    threads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,15 +238,6 @@ class Capacity:
 
 
 @runtime_checkable
-class Profiles(Protocol):
-    """What a Runner with the capability ``profile`` has beside the methods of ``Runner``."""
-
-    def profile(self, on: bool) -> StepProfile:
-        """Begin or end counting, and return what was counted since the last call."""
-        ...
-
-
-@runtime_checkable
 class Runner(Protocol):
     """One model, one step. Calls come from one thread at a time; ``close`` may be called twice."""
 
@@ -288,49 +279,6 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give all memory back."""
-        ...
-
-
-@runtime_checkable
-class Parks(Protocol):
-    """What a Runner with the capability ``park`` has beside the methods of ``Runner``."""
-
-    def park(self, seq: SequenceId) -> None:
-        """Keep a sequence for later forks, outside the count of open ones; nothing may be appended to it again.
-
-        Its tokens still take KV cache, until ``free``.
-        """
-        ...
-
-
-@runtime_checkable
-class Drafts(Protocol):
-    """What a Runner with the capability ``draft`` has beside the methods of ``Runner``: multi-token prediction.
-
-    The Runner keeps what it needs of every position: hidden states after the final norm, token ids, and the keys and
-    values of the predicting layer. ``fork``, ``truncate`` and ``park`` are about them too, so drafts depend on the
-    tokens of a sequence alone, not on how they came to be there. ``forward`` gives the bits that it gives without.
-    """
-
-    def draft(
-        self, seqs: Sequence[SequenceId], token_ids: Sequence[int], depth: int
-    ) -> list[tuple[int, ...]]:
-        """Guess, for each sequence, ``depth`` tokens that come after ``token_ids[i]``.
-
-        ``token_ids[i]`` is the token that follows those that ``seqs[i]`` holds, of which there is at least one: it was
-        drawn and is not computed yet. Nothing is appended. The first guess is the most probable token after the
-        predicting layer, the lowest id among equals; a further one takes the guess before it for right and the layer's
-        own output, after the final norm, for the hidden state (``backends/reference.py`` is the definition).
-
-        A tuple is empty where the Runner has not caught up with a long sequence, as it may after a long prompt: each
-        call goes on where the last one stopped, and works on about ``max_step_tokens`` positions.
-
-        Raises:
-            ArgumentError: A sequence is empty, parked, unknown or there twice, an id is none, or ``depth`` is not
-                positive.
-            ContextLengthError: Token and guesses would not fit the context.
-            CapacityError: There is no room for the keys and values of guesses; nothing has changed.
-        """
         ...
 
 

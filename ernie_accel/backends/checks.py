@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ __all__ = [
     "check_batch",
     "check_context",
     "check_drafts",
+    "check_late",
     "check_length",
     "check_plain_cpu",
     "check_select",
@@ -28,13 +29,16 @@ CPU_ONLY = (
 Ids = npt.NDArray[np.int32]
 
 
-def check_batch(batch: Sequence[Step], info: RunnerInfo, length: Callable[[SequenceId], int]) -> list[Ids]:
+def check_batch(
+    batch: Sequence[Step], info: RunnerInfo, length: Callable[[SequenceId], int], *, late: bool = False
+) -> list[Ids]:
     """Check a ragged batch against the Runner's limits and return the token ids of each step.
 
     Args:
         batch: What ``Runner.forward`` was given.
         info: The Runner's limits and capabilities.
         length: ``Runner.length``; raises ArgumentError for a sequence that is not open.
+        late: The batch is for ``Overlaps.start``: a Select may come later, for ``check_late`` to look at.
 
     Raises:
         ArgumentError: A step is malformed, names a sequence twice, or the batch holds too many tokens.
@@ -46,7 +50,7 @@ def check_batch(batch: Sequence[Step], info: RunnerInfo, length: Callable[[Seque
     all_ids = []
     for step in batch:
         ids = _ids(step, info.vocab_size)
-        _check_output(step, len(ids), info)
+        _check_output(step, len(ids), info, late)
         _check_room(length(step.seq), len(ids), info.max_context)
         all_ids.append(ids)
     total = sum(map(len, all_ids))
@@ -55,6 +59,17 @@ def check_batch(batch: Sequence[Step], info: RunnerInfo, length: Callable[[Seque
             f"a step of {total} tokens: at most {info.max_step_tokens}; send the prompt in chunks"
         )
     return all_ids
+
+
+def check_late(batch: Sequence[Step], selects: Mapping[int, Select], vocab_size: int) -> None:
+    """Raise ArgumentError unless ``selects``, given to ``Pending.result``, are those that ``batch`` lacks."""
+    lacking = {i for i, s in enumerate(batch) if s.output == "select" and s.select is None and s.rows > 0}
+    if lacking != set(selects):
+        raise ArgumentError(
+            f"selects for the steps {sorted(selects)} of the batch: must be there for {sorted(lacking)}, which lack one"
+        )
+    for select in selects.values():
+        check_select(select, vocab_size)
 
 
 def check_drafts(
@@ -153,7 +168,7 @@ def _ids(step: Step, vocab_size: int) -> Ids:
     return ids.astype(np.int32)
 
 
-def _check_output(step: Step, count: int, info: RunnerInfo) -> None:
+def _check_output(step: Step, count: int, info: RunnerInfo, late: bool) -> None:
     if not 0 <= step.rows <= count:
         raise ArgumentError(
             f"rows={step.rows}: the step appends {count} tokens, so rows must lie in [0, {count}]"
@@ -164,7 +179,7 @@ def _check_output(step: Step, count: int, info: RunnerInfo) -> None:
         raise UnsupportedError(
             f"output={step.output!r}: backend {info.backend!r} lacks that capability; ask for logits instead"
         )
-    if step.output == "select":
+    if step.output == "select" and not (late and step.select is None):
         if step.select is None:
             raise ArgumentError("output='select' needs select=Select(...)")
         check_select(step.select, info.vocab_size)

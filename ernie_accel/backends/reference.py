@@ -299,7 +299,7 @@ class ReferenceRunner(SequenceRunner[KvCache]):
     def draft(
         self, seqs: Sequence[SequenceId], token_ids: Sequence[int], depth: int
     ) -> list[tuple[int, ...]]:
-        """Guess ``depth`` tokens for each sequence; see ``ernie_accel.backends.base.Drafts`` for the contract."""
+        """Guess ``depth`` tokens for each sequence; ``ernie_accel.backends.capabilities.Drafts`` is the contract."""
         self._check_open()
         check_drafts(seqs, token_ids, depth, self._info, self._growable_length)
         return [

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from ernie_accel.backends.base import SequenceId, Step, StepResult
+from ernie_accel.backends.base import Select, SequenceId, Step, StepResult
 from ernie_accel.bell import Bell
 from ernie_accel.engine.speculation import DraftSource
 from ernie_accel.engine.structured import Guide
@@ -112,8 +112,15 @@ class Job(ABC):
         return 0
 
     @abstractmethod
-    def step(self, count: int) -> Step:
-        """Return the step that appends the next ``count`` tokens; those beyond ``pending`` are the first drafts."""
+    def step(self, count: int, *, late: bool = False) -> Step:
+        """Return the step that appends the next ``count`` tokens; those beyond ``pending`` are the first drafts.
+
+        With ``late`` one that draws has no Select: ``select`` gives it.
+        """
+
+    def select(self) -> Select:
+        """Return what a late step lacks."""
+        raise NotImplementedError("only what writes draws")
 
     @abstractmethod
     def accept(self, count: int, result: StepResult) -> None:

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from ernie_accel.backends.base import Profiles, Runner, RunnerInfo, StepProfile
+from ernie_accel.backends.base import Runner, RunnerInfo, StepProfile
+from ernie_accel.backends.capabilities import Profiles
 from ernie_accel.backends.engine import closed
 from ernie_accel.backends.handle import RequestHandle
 from ernie_accel.engine.job import Job

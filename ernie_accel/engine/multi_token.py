@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from ernie_accel.backends.base import Drafts, Runner
+from ernie_accel.backends.base import Runner
+from ernie_accel.backends.capabilities import Drafts
 from ernie_accel.engine.costs import StepCosts
 from ernie_accel.engine.job import Job
 from ernie_accel.engine.speculation import Chances, Speculation, margin

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ernie_accel.backends.base import Parks, Runner, SequenceId
+from ernie_accel.backends.base import Runner, SequenceId
+from ernie_accel.backends.capabilities import Parks
 from ernie_accel.engine.job import Fork, Job
 
 __all__ = ["PrefixCache"]

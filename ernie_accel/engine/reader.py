@@ -35,7 +35,7 @@ class Reader(Job):
         """As many as give an answer of bounded size."""
         return min(self.pending, ROWS_PER_STEP)
 
-    def step(self, count: int) -> Step:
+    def step(self, count: int, *, late: bool = False) -> Step:
         """Ask for the rows that were not delivered yet."""
         ids = self.tokens[self.computed : self.computed + count]
         rows = max(0, self.computed + count - self._delivered)

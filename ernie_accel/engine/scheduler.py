@@ -18,12 +18,10 @@ from ernie_accel.engine.options import EngineOptions
 from ernie_accel.engine.prefix import PrefixCache
 from ernie_accel.engine.request import late
 from ernie_accel.engine.speculation import Speculation
-from ernie_accel.engine.structured import Guide
+from ernie_accel.engine.stepping import Batch, Stepper
 from ernie_accel.errors import CapacityError
 
 __all__ = ["Scheduler"]
-
-Batch = list[tuple[Job, int]]
 
 LOOKAHEAD = 64
 """Waiting jobs that admission looks at in one step, where those in front wait for somebody's prompt."""
@@ -48,6 +46,7 @@ class Scheduler:
         self._budget = Budget(
             min(self._info.max_step_tokens, options.step_tokens or TOKENS_PER_STEP), options.latency_target
         )
+        self._stepper = Stepper(runner)
         self._recorder = recorder
         self._speculation = speculation
         self._waiting: list[_Place] = []
@@ -273,9 +272,7 @@ class Scheduler:
         while batch:
             began = time.perf_counter()
             try:
-                _prepare_masks(batch)
-                steps = [job.step(count) for job, count in batch]
-                results = self._runner.forward(steps)
+                steps, results = self._stepper.run(batch)
             except CapacityError as error:
                 if any(count > job.pending for job, count in batch):
                     batch = _without_drafts(batch)
@@ -373,13 +370,6 @@ class _Place:
 
     def __lt__(self, other: _Place) -> bool:
         return self._rank < other._rank
-
-
-def _prepare_masks(batch: Batch) -> None:
-    """Work out together what those may draw that are led and reach the end of what is known."""
-    guides = [job.guide for job, count in batch if job.guide is not None and count == job.pending]
-    if len(guides) > 1:
-        Guide.prepare(guides)
 
 
 def _without_drafts(batch: Batch) -> Batch:

@@ -134,7 +134,7 @@ class Writer(Job):
             self._drafts = list(takewhile(self._history.holds, self._drafts))
         return len(self._drafts)
 
-    def step(self, count: int) -> Step:
+    def step(self, count: int, *, late: bool = False) -> Step:
         """Ask for a token if this reaches the end of what is known, and for one after each draft, else for nothing."""
         assert self.seq is not None, "the scheduler opens a sequence before it asks for a step"
         ids = self.tokens[self.computed : self.computed + count]
@@ -142,9 +142,16 @@ class Writer(Job):
             return Step(self.seq, ids, rows=0)
         drafts = self._drafts[: count - self.pending]
         if self._selects:
-            select = self._current_select()
+            select = None if late else self.select()
             return Step(self.seq, ids + drafts, rows=1 + len(drafts), output="select", select=select)
         return Step(self.seq, ids + drafts, rows=1 + len(drafts))
+
+    def select(self) -> Select:
+        """Return how the next token is drawn; raises ArgumentError where its structure allows none."""
+        select = self._select
+        if self._history is not None:
+            select = replace(select, seen=self._history.seen, counts=self._history.counts)
+        return select if self.guide is None else replace(select, mask=self.guide.mask())
 
     def accept(self, count: int, result: StepResult) -> None:
         """Take the token, if one was asked for, and those after drafts that were right."""
@@ -187,12 +194,6 @@ class Writer(Job):
         if self.done:
             self._first = self._last = time.perf_counter()
 
-    def _current_select(self) -> Select:
-        select = self._select
-        if self._history is not None:
-            select = replace(select, seen=self._history.seen, counts=self._history.counts)
-        return select if self.guide is None else replace(select, mask=self.guide.mask())
-
     def _draw(self, result: StepResult) -> None:
         """Take what was drawn, and what the structure forces after it."""
         token, logprob = self._drawn(result, 0)
@@ -222,7 +223,7 @@ class Writer(Job):
             return result.token_ids[row], result.logprobs[row] if result.logprobs else None
         assert result.logits is not None, "a Runner without select answers with logits"
         position = len(self.tokens) + row
-        ids, logprobs = select_rows(result.logits[row : row + 1], self._current_select(), position)
+        ids, logprobs = select_rows(result.logits[row : row + 1], self.select(), position)
         return ids[0], logprobs[0] if logprobs else None
 
     def _take(self, ids: Sequence[int], *logprobs: TokenLogprob | None) -> None:

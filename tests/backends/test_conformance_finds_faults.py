@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 
 from ernie_accel.backends import reference
 from ernie_accel.backends.array_cache import KvCache
-from ernie_accel.backends.base import LoadOptions, Step, StepResult
-from ernie_accel.backends.checks import check_select
+from ernie_accel.backends.base import Capacity, LoadOptions, Select, Step, StepResult
+from ernie_accel.backends.checks import check_batch, check_late, check_select
 from ernie_accel.backends.reference import Moe, ReferenceBackend, ReferenceRunner
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.engine.sampling import select_rows
+from ernie_accel.errors import ArgumentError
 from ernie_accel.testing.conformance import Subject, cases, run_conformance
 
 
@@ -39,6 +40,91 @@ class Runner(ReferenceRunner):
         return StepResult(
             token_ids=(drawn := select_rows(result.logits, step.select, first))[0], logprobs=drawn[1]
         )
+
+
+class Begun:
+    """A step that is computed when its result is asked for, which nobody can tell from one that was begun before."""
+
+    def __init__(self, runner: StartingRunner, batch: Sequence[Step]) -> None:
+        self.runner = runner
+        self.batch = batch
+        self.over = False
+
+    def result(self, selects: Mapping[int, Select]) -> list[StepResult]:
+        self.runner._check_open()
+        if self.over:
+            raise ArgumentError("the step is over")
+        self.close()
+        check_late(self.batch, selects, self.runner.info.vocab_size)
+        return self.runner.forward(
+            [replace(step, select=selects.get(i, step.select)) for i, step in enumerate(self.batch)]
+        )
+
+    def close(self) -> None:
+        if not self.over:
+            self.over = True
+            self.runner.under_way = None
+
+    def __enter__(self) -> Begun:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class StartingRunner(Runner):
+    """Sound, with overlap."""
+
+    claims = frozenset({"hidden", "select", "overlap"})
+    under_way: Begun | None = None
+
+    def start(self, batch: Sequence[Step]) -> Begun:
+        self._check_open()
+        new = check_batch(batch, self._info, self._growable_length, late=True)
+        self._check_tokens(sum(map(len, new)))
+        self.under_way = Begun(self, batch)
+        return self.under_way
+
+    def _check_open(self) -> None:
+        super()._check_open()
+        if self.under_way is not None:
+            raise ArgumentError("a step is under way")
+
+    def _state(self, seq: int) -> KvCache:
+        self._check_open()
+        return super()._state(seq)
+
+    def capacity(self) -> Capacity:
+        if self.under_way is not None:
+            raise ArgumentError("a step is under way")
+        return super().capacity()
+
+    def close(self) -> None:
+        if self.under_way is not None:
+            self.under_way.close()
+        super().close()
+
+
+class StartsTwo(StartingRunner):
+    def start(self, batch: Sequence[Step]) -> Begun:
+        self.under_way = None
+        return super().start(batch)
+
+
+class KeepsWhatIsGivenUp(StartingRunner):
+    def start(self, batch: Sequence[Step]) -> Begun:
+        begun = super().start(batch)
+        self.under_way = None
+        self.forward([replace(step, rows=0, output="logits") for step in batch])
+        self.under_way = begun
+        return begun
+
+
+class ForgetsLateSelects(StartingRunner):
+    def start(self, batch: Sequence[Step]) -> Begun:
+        begun = super().start(batch)
+        begun.batch = [replace(step, select=Select()) if step.output == "select" else step for step in batch]
+        return begun
 
 
 class SharedFork(Runner):
@@ -133,7 +219,7 @@ class Broken(ReferenceBackend):
 
 
 def test_the_sound_runner_passes() -> None:
-    report = run_conformance(Subject(backend=Broken(Runner)))
+    report = run_conformance(Subject(backend=Broken(StartingRunner)))
     assert report.failed == ()
     assert len(report.passed) + len(report.skipped) == len(cases())
     assert "0 failed" in str(report)
@@ -155,6 +241,9 @@ def test_the_sound_runner_passes() -> None:
         (ClaimsInvariance, "invariance"),
         (UsableAfterClose, "close"),
         (NoSequenceLimit, "sequence_limit"),
+        (StartsTwo, "under_way"),
+        (KeepsWhatIsGivenUp, "given_up"),
+        (ForgetsLateSelects, "late_select"),
     ],
 )
 def test_a_fault_is_found(kind: type[Runner], found_by: str) -> None:

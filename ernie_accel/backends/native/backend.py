@@ -33,7 +33,7 @@ KV_SHARE = 0.8
 
 KV_PRECISIONS = ("fp32", "bf16", "int8")
 
-_CAPABILITIES = frozenset({"select", "hidden", "invariant", "profile", "park"})
+_CAPABILITIES = frozenset({"select", "hidden", "invariant", "profile", "park", "overlap"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +282,7 @@ def _info(
         page_size=PAGE_TOKENS,
         max_step_tokens=sizes.max_step_tokens,
         max_sequences=sizes.max_sequences,
+        threads=threads,
         capabilities=frozenset(_CAPABILITIES | ({"draft"} if options.multi_token else set())),
         details=details,
     )

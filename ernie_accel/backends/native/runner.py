@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from ernie_accel.backends.base import (
     Capacity,
     PartProfile,
     RunnerInfo,
-    Select,
     SequenceId,
     Step,
     StepProfile,
     StepResult,
 )
 from ernie_accel.backends.checks import check_batch, check_drafts, check_length
+from ernie_accel.backends.native.pending import NativePending
+from ernie_accel.backends.native.steps import native_steps, to_results
 from ernie_accel.backends.native.translate import translate
 from ernie_accel.errors import ClosedError
-from ernie_accel.types import TokenLogprob
 
 if TYPE_CHECKING:
     from ernie_accel import _native
 
 __all__ = ["NativeRunner"]
-
-T = TypeVar("T")
-_NO_IDS = np.zeros(0, np.int32)
-_NO_MASK = np.zeros(0, np.uint32)
 
 
 class NativeRunner:
@@ -39,6 +32,7 @@ class NativeRunner:
     def __init__(self, model: _native.Model, info: RunnerInfo) -> None:
         self._model: _native.Model | None = model
         self._info = info
+        self._pending: NativePending | None = None
 
     @property
     def info(self) -> RunnerInfo:
@@ -85,15 +79,20 @@ class NativeRunner:
         """Compute one step; see the contract. The interpreter lock is released meanwhile."""
         model = self._open_model()
         ids = check_batch(batch, self._info, self.length)
-        answers = translate(
-            lambda: model.forward([_to_tuple(*pair) for pair in zip(batch, ids, strict=True)])
-        )
-        return [_to_result(step, answer) for step, answer in zip(batch, answers, strict=True)]
+        return to_results(batch, translate(lambda: model.forward(native_steps(batch, ids))))
+
+    def start(self, batch: Sequence[Step]) -> NativePending:
+        """Have another thread begin a step; see ``ernie_accel.backends.capabilities.Overlaps`` for the contract."""
+        model = self._open_model()
+        ids = check_batch(batch, self._info, self.length, late=True)
+        translate(lambda: model.start(native_steps(batch, ids)))
+        self._pending = NativePending(self._open_model, batch, self._info.vocab_size)
+        return self._pending
 
     def draft(
         self, seqs: Sequence[SequenceId], token_ids: Sequence[int], depth: int
     ) -> list[tuple[int, ...]]:
-        """Guess ``depth`` tokens for each sequence; see ``ernie_accel.backends.base.Drafts`` for the contract."""
+        """Guess ``depth`` tokens for each sequence; ``ernie_accel.backends.capabilities.Drafts`` is the contract."""
         model = self._open_model()
         check_drafts(seqs, token_ids, depth, self._info, self.length)
         return translate(lambda: model.draft(list(zip(seqs, token_ids, strict=True)), depth))
@@ -110,55 +109,12 @@ class NativeRunner:
         return StepProfile(steps, tuple(PartProfile(*part) for part in parts))
 
     def close(self) -> None:
-        """Give all memory back."""
-        self._model = None
+        """Give all memory back; a step under way is given up."""
+        if self._model is not None and self._pending is not None:
+            self._pending.close()
+        self._model = self._pending = None
 
     def _open_model(self) -> _native.Model:
         if self._model is None:
             raise ClosedError("the model is closed; load it again")
         return self._model
-
-
-def _to_tuple(step: Step, ids: npt.NDArray[np.int32]) -> _native.StepTuple:
-    select = None if step.select is None else native_select(step.select) if step.output == "select" else None
-    return step.seq, ids, step.rows, step.output, select
-
-
-def native_select(select: Select) -> _native.Select:
-    """Return the settings in the extension module's form, arrays included."""
-    from ernie_accel import _native
-
-    seen = _array(select.seen, _NO_IDS)
-    return _native.Select(
-        temperature=select.temperature,
-        top_k=select.top_k,
-        top_p=select.top_p,
-        min_p=select.min_p,
-        repetition_penalty=select.repetition_penalty,
-        presence_penalty=select.presence_penalty,
-        frequency_penalty=select.frequency_penalty,
-        vocab_limit=select.vocab_limit,
-        seen=seen,
-        counts=_array(select.counts, np.zeros_like(seen)),
-        mask=_array(select.mask, _NO_MASK),
-        logprobs=select.logprobs,
-        seed=select.seed,
-    )
-
-
-def _array(given: npt.NDArray[T] | None, default: npt.NDArray[T]) -> npt.NDArray[T]:  # type: ignore[type-var]
-    return default if given is None else np.ascontiguousarray(given, dtype=default.dtype)
-
-
-def _to_result(step: Step, answer: npt.NDArray[np.float32] | list[_native.Drawn] | None) -> StepResult:
-    if answer is None:
-        return StepResult()
-    if step.output == "logits":
-        return StepResult(logits=cast("npt.NDArray[np.float32]", answer))
-    if step.output == "hidden":
-        return StepResult(hidden=cast("npt.NDArray[np.float32]", answer))
-    drawn = cast("list[_native.Drawn]", answer)
-    tokens = tuple(token for token, _, _ in drawn)
-    if step.select is None or step.select.logprobs < 0:
-        return StepResult(token_ids=tokens)
-    return StepResult(token_ids=tokens, logprobs=tuple(TokenLogprob(t, p, tuple(top)) for t, p, top in drawn))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -45,10 +45,15 @@ class Guide:
             raise self._mask
         return self._mask
 
+    @property
+    def waits(self) -> bool:
+        """Whether ``mask`` would have something to work out."""
+        return self._mask is None and not self._due
+
     @staticmethod
-    def prepare(guides: Sequence[Guide]) -> None:
+    def prepare(guides: Iterable[Guide]) -> None:
         """Compute the masks of several guides side by side; ``mask`` then has them."""
-        waiting = [guide for guide in guides if guide._mask is None and not guide._due]
+        waiting = [guide for guide in guides if guide.waits]
         if len(waiting) < 2:
             return
         masks = Constraint.masks([guide._constraint for guide in waiting])

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ernie_accel.architecture import ModelConfig
-from ernie_accel.testing.conformance import drafts, limits, results
+from ernie_accel.testing.conformance import drafts, limits, overlap, results
 from ernie_accel.testing.conformance.engines import ENGINE_CHECKS, EngineSubject
 from ernie_accel.testing.conformance.subject import Subject, Tolerance, differences
 from ernie_accel.testing.tiny import tiny_config
@@ -75,6 +75,13 @@ _CHECKS: dict[Check, frozenset[str]] = {
     drafts.check_drafts_in_a_batch: frozenset({"draft"}),
     drafts.check_draft_errors: frozenset({"draft"}),
     drafts.check_draft_memory: frozenset({"draft"}),
+    overlap.check_start: frozenset({"overlap"}),
+    overlap.check_late_select: frozenset({"overlap", "select"}),
+    overlap.check_given_up: frozenset({"overlap"}),
+    overlap.check_start_errors: frozenset({"overlap"}),
+    overlap.check_start_memory: frozenset({"overlap"}),
+    overlap.check_late_select_errors: frozenset({"overlap", "select"}),
+    overlap.check_under_way: frozenset({"overlap"}),
 }
 """Each check with the capabilities that it needs."""
 
@@ -148,12 +155,12 @@ def models() -> dict[str, ModelConfig]:
 def cases() -> list[Case]:
     """Return every check on every model.
 
-    Results on all four models, the long prompt on two; limits on one; drafts on models that have them.
+    Results and overlap on all four models, the long prompt on two; limits on one; drafts on models that have them.
     """
     everywhere = [
         Case(check, model, config, needs)
         for check, needs in _CHECKS.items()
-        if check.__module__ == results.__name__
+        if check.__module__ in (results.__name__, overlap.__name__)
         for model, config in models().items()
         if check is not results.check_long_prompt or model in ("dense", "moe")
     ]

@@ -9,7 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from ernie_accel.architecture import ModelConfig
-from ernie_accel.backends.base import Drafts, LoadOptions, Parks, Runner, Step
+from ernie_accel.backends.base import LoadOptions, Runner, Step
+from ernie_accel.backends.capabilities import Drafts, Parks
 from ernie_accel.backends.reference import ReferenceBackend
 from ernie_accel.errors import ArgumentError, CapacityError, ClosedError, ContextLengthError
 from ernie_accel.testing.conformance.subject import Subject, append, require, require_error

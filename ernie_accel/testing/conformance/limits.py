@@ -9,7 +9,8 @@ import numpy as np
 
 from ernie_accel.architecture import ModelConfig
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import Parks, Runner, RunnerInfo, Select, Step
+from ernie_accel.backends.base import Runner, RunnerInfo, Select, Step
+from ernie_accel.backends.capabilities import Parks
 from ernie_accel.errors import ArgumentError, CapacityError, ClosedError, ContextLengthError, UnsupportedError
 from ernie_accel.testing.conformance.results import fresh
 from ernie_accel.testing.conformance.subject import Subject, append, require, require_error

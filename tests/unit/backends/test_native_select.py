@@ -9,7 +9,7 @@ import pytest
 
 from ernie_accel import _native
 from ernie_accel.backends.base import Select
-from ernie_accel.backends.native.runner import native_select
+from ernie_accel.backends.native.steps import native_select
 from ernie_accel.engine.sampling import select_rows
 from ernie_accel.testing.conformance.results import check_logprobs
 from ernie_accel.types import TokenLogprob

@@ -11,7 +11,8 @@ import pytest
 import ernie_accel as ea
 from ernie_accel.architecture.ernie4_5 import FINAL_NORM
 from ernie_accel.backends import registry
-from ernie_accel.backends.base import Drafts, LoadOptions, Step
+from ernie_accel.backends.base import LoadOptions, Step
+from ernie_accel.backends.capabilities import Drafts
 from ernie_accel.backends.registry import available
 from ernie_accel.checkpoint import open_checkpoint
 from ernie_accel.checkpoint.base import Checkpoint, has_multi_token
