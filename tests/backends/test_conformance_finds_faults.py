@@ -51,7 +51,7 @@ class Begun:
         self.over = False
 
     def result(self, selects: Mapping[int, Select]) -> list[StepResult]:
-        self.runner._check_open()
+        Runner._check_open(self.runner)
         if self.over:
             raise ArgumentError("the step is over")
         self.close()
@@ -120,11 +120,16 @@ class KeepsWhatIsGivenUp(StartingRunner):
         return begun
 
 
+class Greedy(Begun):
+    def result(self, selects: Mapping[int, Select]) -> list[StepResult]:
+        return super().result({index: Select() for index in selects})
+
+
 class ForgetsLateSelects(StartingRunner):
     def start(self, batch: Sequence[Step]) -> Begun:
-        begun = super().start(batch)
-        begun.batch = [replace(step, select=Select()) if step.output == "select" else step for step in batch]
-        return begun
+        super().start(batch)
+        self.under_way = Greedy(self, batch)
+        return self.under_way
 
 
 class SharedFork(Runner):
