@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from ernie_accel import env, system
+from ernie_accel.architecture.counts import parameter_counts
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions, RunnerInfo
 from ernie_accel.backends.checks import check_context
 from ernie_accel.backends.registry import check_precision
@@ -55,8 +56,10 @@ class StaticGraphBackend(ABC, Generic[Options]):
     splits = False
     runtime_bytes = 64 << 20
     """Of library, threads and graph."""
-    loading_share = 0.0
-    """See ``Footprint.loading``."""
+    loading_share: ClassVar[Mapping[str, float]] = {}
+    """``Footprint.loading`` by precision."""
+    kept_again: ClassVar[Mapping[str, int]] = {}
+    """Bytes of each parameter that are kept in another form beside its weight, by precision."""
     head_again = False
     """Whether a tied head in fp32 is kept in a layout of its own beside the table that tokens are looked up in."""
 
@@ -82,12 +85,13 @@ class StaticGraphBackend(ABC, Generic[Options]):
         scores = config.num_attention_heads * 3 * context
         widest = max(config.vocab_size, 4 * config.intermediate_size, scores)
         again = self.head_again and config.tie_word_embeddings and signature.precision == "fp32"
+        kept = self.kept_again.get(signature.precision, 0) * sum(parameter_counts(config).values())
         head = 4 * config.vocab_size * config.hidden_size if again else 0
         return Footprint(
             kv_per_token=_TOKEN_COPIES * signature.token_bytes,
-            scratch=4 * tokens * widest + head,
+            scratch=4 * tokens * widest + head + kept,
             runtime=self.runtime_bytes,
-            loading=self.loading_share,
+            loading=self.loading_share.get(signature.precision, 0.0),
             step_tokens=tokens,
             kv_precision=KV_PRECISIONS[signature.cache_dtype],
         )

@@ -38,6 +38,9 @@ __all__ = ["PaddleBackend", "PaddleExecutor", "open_predictor"]
 PACKAGE_BYTES = 144 << 20
 """Paddle imported (107 MiB), the program in memory, and what its kernels keep beside the weights."""
 
+FEW_ROWS = 4
+"""So many are multiplied in the layout of one."""
+
 
 class PaddleBackend(StaticGraphBackend[PaddleOptions]):
     """fp32 and bf16 on a CPU, by oneDNN; fp32, fp16 and bf16 on a GPU."""
@@ -217,14 +220,14 @@ class PaddleExecutor:
 def _laid_out(counts: Mapping[str, int], precision: str, sequences: int | None) -> int:
     """Bytes of the layouts that oneDNN keeps beside the plain one: in fp32 for few rows and for many, in bf16 for all.
 
-    The head has many rows only where several sequences draw together, or where every token of a prompt is scored.
+    The head has many rows only where many sequences draw together, or where every token of a prompt is scored.
     """
     tied = counts["head"] == 0
     head = counts["embedding"] if tied else counts["head"]
     matrices = sum(counts.values()) - (0 if tied else counts["embedding"])
     if precision == "bf16":
         return 2 * matrices
-    many = matrices if sequences != 1 else matrices - head
+    many = matrices - head if sequences is not None and sequences <= FEW_ROWS else matrices
     return 4 * (matrices + many)
 
 
