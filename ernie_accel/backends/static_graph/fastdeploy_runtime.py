@@ -201,6 +201,7 @@ class FastDeployOpenVinoBackend(FastDeployBackend):
     # Measured; the graph holds fp32, and the matrices in the precision of their products lie beside it.
     loading_share: ClassVar[Mapping[str, float]] = {"fp32": 2.97, "bf16": 6.92}
     kept_again: ClassVar[Mapping[str, int]] = {"fp32": 4, "bf16": 4}
+    head_again = True
     runtime = "openvino"
 
     def _graph_precision(self, precision: str) -> str:
