@@ -42,8 +42,8 @@ class Builder(Protocol[V]):
     """Writes one graph, operation by operation. Where the comment gives a formula, that is the whole meaning.
 
     Attributes:
-        groups_rows: Whether the target takes parts of an axis whose length only the data says, 0 among them: the
-            operations under "Grouping". Then an expert computes the rows that chose it, otherwise every row.
+        groups_rows: Whether the target has the operations under "Grouping", for which the data says how many rows a
+            function gets, 0 among them. Then an expert computes the rows that chose it, otherwise every row.
     """
 
     groups_rows: bool
@@ -202,10 +202,16 @@ class Builder(Protocol[V]):
         """Places that sort int64 [n] in ascending order, equal ones as they stood: int64 [n]."""
         ...
 
-    def below(self, keys: V, limits: int) -> list[V]:
-        """How many of int64 [n] lie below 0, 1, ... up to and without ``limits``: int64 [1] each."""
-        ...
+    def by_group(self, x: V, keys: V, order: V, compute: Sequence[Callable[[V], V]]) -> V:
+        """Compute each row of x [n, m] by the function of its key, and give results in the order of ``keys``.
 
-    def rows_between(self, x: V, start: V, end: V) -> V:
-        """Rows of x [n, m] from ``start`` up to and without ``end``, both int64 [1]."""
+        The rows lie sorted: row i of x belongs to ``keys[order[i]]``. A function is given all rows of its key at once;
+        a key without any costs no product.
+
+        Args:
+            x: The sorted rows.
+            keys: int64 [n], from 0 up to and without the number of functions.
+            order: What ``order(keys)`` gives.
+            compute: For each key, float32 [rows, m] to float32 [rows, m].
+        """
         ...

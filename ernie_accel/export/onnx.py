@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,15 +262,19 @@ class OnnxBuilder:
         self._nodes.append(self._helper.make_node("TopK", inputs, outputs, axis=0))
         return outputs[1]
 
-    def below(self, keys: str, limits: int) -> list[str]:
-        """See ``Builder``."""
+    def by_group(self, x: str, keys: str, order: str, compute: Sequence[Callable[[str], str]]) -> str:
+        """See ``Builder``. Products of no rows cost next to nothing in runtimes that allow them."""
+        parts = [
+            function(self._node("Slice", [x, start, end, self._ints([0])]))
+            for function, (start, end) in zip(compute, pairwise(self._below(keys, len(compute) + 1)), strict=True)
+        ]
+        return self.gather_rows(self.concat(parts, 0), self.order(order))
+
+    def _below(self, keys: str, limits: int) -> list[str]:
+        """How many of int64 [n] lie below 0, 1, ... up to and without ``limits``: int64 [1] each."""
         columns = self.constant(np.arange(limits, dtype=np.int64).reshape(1, -1))
         less = self._node("Less", [self.reshape(keys, [-1, 1]), columns])
         return self.split(self.sum(self.cast(less, "int64"), 0, keep=False), [1] * limits, 0)
-
-    def rows_between(self, x: str, start: str, end: str) -> str:
-        """See ``Builder``."""
-        return self._node("Slice", [x, start, end, self._ints([0])])
 
     # What these have in common.
 

@@ -6,8 +6,10 @@ does that in every step. Matrices are stored [in, out], the tied table of ids am
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,18 +53,18 @@ class PaddleBuilder:
         device: ``"cpu"``, or ``"gpu"`` for operations that CUDA and TensorRT know better.
 
     Attributes:
+        groups_rows: On a CPU. A GPU would have to hand every branch's condition to the host and be waited for.
         stored: The model's weights by name.
         inputs: In the order of ``input``.
         outputs: In the order of ``output``.
     """
-
-    groups_rows = False  # an fc of no rows is an error of oneDNN
 
     def __init__(self, paddle: Any, precision: str = "fp32", device: str = "cpu", ranks: int = 1) -> None:
         self._paddle = paddle
         self._ranks = ranks
         self._fused = device == "cpu"
         self._bf16 = self._fused and precision == "bf16"
+        self.groups_rows = device == "cpu"
         self.stored: dict[str, Stored] = {}
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
@@ -240,19 +242,34 @@ class PaddleBuilder:
         zeros = self._paddle.scale(like, 0.0)
         return self._paddle.put_along_axis(zeros, places, values, 1, broadcast=False)
 
-    # Grouping, which this target lacks.
+    # Grouping.
 
     def order(self, keys: Value) -> Value:
-        """Not called: ``groups_rows`` is False."""
-        raise NotImplementedError
+        """See ``Builder``."""
+        return self._paddle.argsort(keys, axis=0, stable=True)
 
-    def below(self, keys: Value, limits: int) -> list[Value]:
-        """Not called: ``groups_rows`` is False."""
-        raise NotImplementedError
+    def by_group(
+        self, x: Value, keys: Value, order: Value, compute: Sequence[Callable[[Value], Value]]
+    ) -> Value:
+        """See ``Builder``. A key without rows gives one row of zeros, as ``concat`` takes no empty parts out of a branch.
 
-    def rows_between(self, x: Value, start: Value, end: Value) -> Value:
-        """Not called: ``groups_rows`` is False."""
-        raise NotImplementedError
+        So what follows it lies a row further back.
+        """
+        p = self._paddle
+        limits = self.constant(np.arange(len(compute) + 1, dtype=np.int64).reshape(-1, 1))
+        below = p.less_than(p.reshape(keys, [1, -1]), limits)
+        bounds = p.sum(p.cast(below, "int64"), axis=1)  # rows of lower keys than 0, 1, ...
+        first, last = bounds[:-1], bounds[1:]
+        some = p.less_than(first, last)
+        nothing = self.constant(np.zeros((1, x.shape[1]), np.float32))
+        parts = [
+            p.static.nn.cond(one, partial(_rows_by, p, x, start, end, function), lambda: nothing)
+            for function, one, start, end in zip(
+                compute, *(p.split(v, len(compute), axis=0) for v in (some, first, last)), strict=True
+            )
+        ]
+        behind = p.gather(p.cumsum(p.cast(p.logical_not(some), "int64")), keys)
+        return self.gather_rows(p.concat(parts, axis=0), p.add(self.order(order), behind))
 
     # Parameters.
 
@@ -268,7 +285,24 @@ class PaddleBuilder:
     def _store(self, stored: Stored) -> Value:
         if stored.name not in self.stored:
             self.stored[stored.name] = stored
-            self._parameters[stored.name] = self._paddle.static.create_parameter(
-                list(stored.shape), "float32", name=stored.name
-            )
+            with _outside_branches(self._paddle):
+                self._parameters[stored.name] = self._paddle.static.create_parameter(
+                    list(stored.shape), "float32", name=stored.name
+                )
         return self._parameters[stored.name]
+
+
+def _rows_by(paddle: Any, x: Value, start: Value, end: Value, function: Callable[[Value], Value]) -> Value:
+    return function(paddle.slice(x, [0], [start], [end]))
+
+
+@contextmanager
+def _outside_branches(paddle: Any) -> Iterator[None]:
+    """What is added to the program is added at its top, where alone a predictor looks for parameters."""
+    pir = paddle.pir
+    here = pir.get_current_insertion_point()
+    pir.set_insertion_point_to_block_end(paddle.static.default_main_program().global_block())
+    try:
+        yield
+    finally:
+        pir.set_insertion_point(here)

@@ -8,7 +8,7 @@ The past is read where it lies and never joined with the new keys and values: th
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -221,19 +221,15 @@ class _Step(Generic[V]):
         return self._masked_experts(layer, x, b.scatter(shares, chosen, weights))
 
     def _grouped_experts(self, layer: int, x: V, chosen: V, weights: V) -> V:
-        """Sort the N * k pairs of row and expert by expert; each expert computes its own, which may be none."""
+        """Sort the N * k pairs of row and expert by expert; each expert computes its own, if it has any."""
         b, c = self.b, self.c
         flat = b.reshape(chosen, [-1])
         order = b.order(flat)
         ones = b.constant(np.ones((1, c.moe_k), np.int64))
         rows = b.reshape(b.multiply(b.reshape(b.count(b.length(x, 0)), [-1, 1]), ones), [-1])
         sorted_x = b.gather_rows(x, b.gather_rows(rows, order))  # [N * k, H]
-        bounds = b.below(flat, c.moe_num_experts + 1)
-        parts = [
-            self._expert(layer, index, b.rows_between(sorted_x, start, end))
-            for index, (start, end) in enumerate(pairwise(bounds))
-        ]
-        mixed = b.gather_rows(b.concat(parts, 0), b.order(order))  # back to the order of ``flat``
+        experts = [partial(self._expert, layer, index) for index in range(c.moe_num_experts)]
+        mixed = b.by_group(sorted_x, flat, order, experts)
         mixed = b.multiply(
             b.reshape(mixed, [-1, c.moe_k, c.hidden_size]), b.reshape(weights, [0, c.moe_k, 1])
         )
