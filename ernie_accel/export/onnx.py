@@ -266,7 +266,9 @@ class OnnxBuilder:
         """See ``Builder``. Products of no rows cost next to nothing in runtimes that allow them."""
         parts = [
             function(self._node("Slice", [x, start, end, self._ints([0])]))
-            for function, (start, end) in zip(compute, pairwise(self._below(keys, len(compute) + 1)), strict=True)
+            for function, (start, end) in zip(
+                compute, pairwise(self._below(keys, len(compute) + 1)), strict=True
+            )
         ]
         return self.gather_rows(self.concat(parts, 0), self.order(order))
 

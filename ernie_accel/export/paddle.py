@@ -251,7 +251,7 @@ class PaddleBuilder:
     def by_group(
         self, x: Value, keys: Value, order: Value, compute: Sequence[Callable[[Value], Value]]
     ) -> Value:
-        """See ``Builder``. A key without rows gives one row of zeros, as ``concat`` takes no empty parts out of a branch.
+        """See ``Builder``. A key without rows gives one row of zeros, since nothing empty comes whole out of a branch.
 
         So what follows it lies a row further back.
         """

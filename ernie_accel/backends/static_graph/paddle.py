@@ -14,6 +14,7 @@ from ernie_accel.architecture.split import Division, check_division, rank_config
 from ernie_accel.backends.base import Availability, Footprint, LoadOptions
 from ernie_accel.backends.static_graph.backend import StaticGraphBackend, check_graph_options, choose_threads
 from ernie_accel.backends.static_graph.executor import Array, Executor, ExecutorInfo
+from ernie_accel.backends.static_graph.paddle_devices import check_device_memory, group_targets
 from ernie_accel.backends.static_graph.paddle_group import PaddleGroupExecutor, group_signature, write_parts
 from ernie_accel.backends.static_graph.paddle_settings import (
     PaddleOptions,
@@ -116,23 +117,24 @@ class PaddleBackend(StaticGraphBackend[PaddleOptions]):
                 f"tensor_parallel={ranks}: {checkpoint.directory} holds one graph for one process; load the "
                 "checkpoint that it was made of"
             )
-        target = Target.of(import_paddle(), options.device, self._precision(options), threads)
-        if target.device != "cpu" or own.tensorrt:
+        if own.tensorrt:
             raise UnsupportedError(
-                f"tensor_parallel={ranks} on a GPU: backend 'paddle' divides a model among processes on a CPU only; "
-                "use backend='fastdeploy'"
+                f"tensor_parallel={ranks} with tensorrt=True: the converter makes engines for one process; drop one"
             )
+        paddle = import_paddle()
+        targets = group_targets(paddle, options.device, self._precision(options), threads, ranks)
+        check_device_options(own, targets[0])
+        check_device_memory(paddle, targets, self._device_bytes(checkpoint.config, options))
         with scratch() as folder:
             signature, programs = write_parts(
-                checkpoint, ranks, target.precision, folder, options.progress, own.fusions
+                checkpoint, ranks, targets[0], folder, options.progress, own.fusions
             )
-            return PaddleGroupExecutor(
-                programs,
-                signature,
-                checkpoint.config,
-                threads=max(1, threads // ranks),
-                own=own,
-            )
+            return PaddleGroupExecutor(programs, signature, checkpoint.config, targets=targets, own=own)
+
+    def _device_bytes(self, config: ModelConfig, options: LoadOptions) -> int:
+        """What one GPU holds at least: its parameters, which are read in fp32, and the working memory of a step."""
+        held = sum(parameter_counts(config, Part(tensor=_ranks(options))).values())
+        return 4 * held + self.estimate(config, options).scratch
 
     def _limits(self, config: ModelConfig, options: LoadOptions, own: PaddleOptions) -> Profile:
         info = self._info(config, self._signature(config, options), options, own.max_step_tokens)

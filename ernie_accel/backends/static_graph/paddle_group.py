@@ -1,9 +1,9 @@
 """A model divided among processes of ``paddle.distributed`` on this machine, as one ``Executor``.
 
 Every process has a part of the weights (``ernie_accel/architecture/split.py``) and the same graph, in which partial
-results are summed over the processes by gloo. The cache of all of them is one, in memory that all see: to the Runner
-the layers of rank 1 come after those of rank 0, so each rank reads its keys and values where they lie. Logits
-come back in parts of the vocabulary and are put side by side.
+results are summed over the processes, by gloo on a CPU and by NCCL on GPUs. The cache of all of them is one, in memory
+that all see: to the Runner the layers of rank 1 come after those of rank 0, so each rank reads its keys and values
+where they lie. Logits come back in parts of the vocabulary and are put side by side.
 
 A process that ends, or does not answer in time, ends the group: the call raises and no process is left.
 """
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from ernie_accel.architecture import ModelConfig
 from ernie_accel.architecture.split import rank_config
 from ernie_accel.backends.static_graph.executor import Array, ExecutorInfo
 from ernie_accel.backends.static_graph.memory import SharedMemory
-from ernie_accel.backends.static_graph.paddle_settings import PaddleOptions
+from ernie_accel.backends.static_graph.paddle_devices import rank_variables
+from ernie_accel.backends.static_graph.paddle_settings import PaddleOptions, Target
 from ernie_accel.backends.static_graph.worker import Worker
 from ernie_accel.checkpoint.base import Checkpoint
 from ernie_accel.checkpoint.shard.view import RankView
@@ -54,7 +55,7 @@ def group_signature(signature: Signature, config: ModelConfig, ranks: int) -> Si
 def write_parts(
     checkpoint: Checkpoint,
     ranks: int,
-    precision: str,
+    target: Target,
     directory: Path,
     progress: Progress | None,
     fusions: Fusions,
@@ -65,10 +66,19 @@ def write_parts(
     programs = []
     for rank in range(ranks):
         part = RankView(checkpoint, ranks, rank)
-        signature = Signature.of(part.config, precision)
+        signature = Signature.of(part.config, target.precision)
         folder = directory / f"rank-{rank}"
         folder.mkdir()
-        name = write_graph(part, signature, folder, progress, fusions=fusions, stage="load", ranks=ranks)
+        name = write_graph(
+            part,
+            signature,
+            folder,
+            progress,
+            device=target.device,
+            fusions=fusions,
+            stage="load",
+            ranks=ranks,
+        )
         programs.append(folder / name)
     return signature, programs
 
@@ -80,8 +90,8 @@ class PaddleGroupExecutor:
         programs: One for each rank.
         signature: Of each of them.
         config: Of the whole model.
-        threads: Of each process.
-        own: ``onednn`` and the seconds that loading and a step may take.
+        targets: Where each of them computes.
+        own: ``onednn``, ``gpu_memory`` and the seconds that loading and a step may take.
 
     Raises:
         BackendProcessError: A process ended, or the group did not come together in time.
@@ -94,7 +104,7 @@ class PaddleGroupExecutor:
         signature: Signature,
         config: ModelConfig,
         *,
-        threads: int,
+        targets: Sequence[Target],
         own: PaddleOptions,
     ) -> None:
         self._signature, self._ranks, self._step_timeout = signature, len(programs), own.step_timeout
@@ -104,12 +114,14 @@ class PaddleGroupExecutor:
         self.memory = SharedMemory()
         self._workers: list[Worker] = []
         try:
-            for rank, environment in enumerate(_environments(self._ranks)):
+            for rank, environment in enumerate(_environments(targets)):
                 name = f"rank {rank} of {self._ranks} of Paddle"
                 worker = Worker(sys.executable, name, environment, program=PROGRAM, memory=self.memory)
                 self._workers.append(worker)
             started = self._all(
-                "join the group", min(START_SECONDS, own.load_timeout), [{"op": "start"}] * self._ranks
+                "join the group",
+                min(START_SECONDS, own.load_timeout),
+                [{"op": "start", "device": target.name} for target in targets],
             )
             self._all(
                 "load its part",
@@ -119,10 +131,10 @@ class PaddleGroupExecutor:
                         "op": "open",
                         "program": str(program),
                         "signature": signature.to_dict(),
-                        "threads": threads,
-                        "onednn": own.onednn,
+                        "target": asdict(target),
+                        "options": {"onednn": own.onednn, "gpu_memory": own.gpu_memory},
                     }
-                    for program in programs
+                    for program, target in zip(programs, targets, strict=True)
                 ],
             )
         except BaseException:
@@ -132,12 +144,7 @@ class PaddleGroupExecutor:
             engine=f"Paddle Inference {started[0]['version']}",
             empty_rows=False,
             empty_past=False,
-            details={
-                "device": "cpu",
-                "threads": threads,
-                "onednn": own.onednn,
-                "tensor_parallel": self._ranks,
-            },
+            details={**_details(targets, own), "tensor_parallel": self._ranks},
         )
 
     @property
@@ -280,8 +287,16 @@ def _again(error: ErnieAccelError) -> ErnieAccelError:
     return BackendProcessError(f"the group has ended: {error}")
 
 
-def _environments(ranks: int) -> list[dict[str, str]]:
+def _details(targets: Sequence[Target], own: PaddleOptions) -> Mapping[str, Any]:
+    first = targets[0]
+    if first.device == "gpu":
+        return {"device": "gpu:" + ",".join(str(target.number) for target in targets)}
+    return {"device": "cpu", "threads": first.threads, "onednn": own.onednn}
+
+
+def _environments(targets: Sequence[Target]) -> list[dict[str, str]]:
     """What tells each process of the group which rank it is. Only the first address is listened at."""
+    ranks = len(targets)
     with ExitStack() as stack:
         ports = []
         for _ in range(ranks):
@@ -296,9 +311,9 @@ def _environments(ranks: int) -> list[dict[str, str]]:
                 "PADDLE_TRAINERS_NUM": str(ranks),
                 "PADDLE_TRAINER_ENDPOINTS": ",".join(addresses),
                 "PADDLE_CURRENT_ENDPOINT": addresses[rank],
-                "PADDLE_DISTRI_BACKEND": "gloo",
+                **rank_variables(target),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             }
         )
-        for rank in range(ranks)
+        for rank, target in enumerate(targets)
     ]

@@ -29,20 +29,22 @@ class RankServer:
         self._memory = memory
         self._executor: PaddleExecutor | None = None
 
-    def start(self) -> dict[str, Any]:
-        """Join the group, which waits until all have."""
+    def start(self, device: str) -> dict[str, Any]:
+        """Join the group, which waits until all have. ``device`` is Paddle's name of it: ``"cpu"``, ``"gpu:1"``."""
         paddle = import_paddle()
-        paddle.set_device("cpu")
+        paddle.set_device(device)
         paddle.distributed.init_parallel_env()
         return {"version": paddle.__version__}
 
-    def open(self, program: str, signature: dict[str, Any], threads: int, onednn: bool) -> dict[str, Any]:
-        """Load the rank's program."""
+    def open(
+        self, program: str, signature: dict[str, Any], target: dict[str, Any], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Load the rank's program; ``target`` are the fields of ``Target``, ``options`` some of ``PaddleOptions``."""
         paddle = import_paddle()
         shape = Signature.from_dict(signature, program)
-        target = Target("cpu", 0, shape.precision, threads)
-        predictor = open_predictor(paddle, Path(program), target, PaddleOptions(onednn=onednn))
-        self._executor = PaddleExecutor(paddle, predictor, shape, target, {})
+        where = Target(**target)
+        predictor = open_predictor(paddle, Path(program), where, PaddleOptions(**options))
+        self._executor = PaddleExecutor(paddle, predictor, shape, where, {})
         return {}
 
     def run(self, inputs: list[Any], outputs: list[Any]) -> dict[str, Any]:

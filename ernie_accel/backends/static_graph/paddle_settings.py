@@ -86,6 +86,11 @@ class Target:
     precision: str
     threads: int
 
+    @property
+    def name(self) -> str:
+        """What Paddle calls the device."""
+        return "cpu" if self.device == "cpu" else f"gpu:{self.number}"
+
     @classmethod
     def of(cls, paddle: Any, device: str | None, precision: str, threads: int) -> Target:
         """Check what was asked for against what this Paddle and this machine have. Raises UnsupportedError."""

@@ -25,9 +25,11 @@ from ernie_accel.backends.static_graph.paddle_settings import (
     sample_inputs,
     to_tensorrt,
 )
+from ernie_accel.checkpoint.base import Tensor
 from ernie_accel.errors import ArgumentError, BackendError, UnsupportedError
 from ernie_accel.export.paddle_package import installed_version
 from ernie_accel.export.signature import Signature
+from ernie_accel.testing.synthetic import SyntheticCheckpoint
 from ernie_accel.testing.tiny import tiny_config
 
 needs_paddle = pytest.mark.skipif(installed_version() is None, reason="needs paddlepaddle")
@@ -299,6 +301,28 @@ def test_two_models_in_one_process_keep_their_own_weights() -> None:
             runner.free(seq)
     for runner in runners:
         runner.close()
+
+
+class OneExpertIsWrong(SyntheticCheckpoint):
+    """Expert 3 has weights that are no numbers, and no row chooses it."""
+
+    def tensor(self, name: str) -> Tensor:
+        found = super().tensor(name)
+        data = found.data.copy()
+        if name.endswith("e_score_correction_bias"):
+            data[..., 3] = -100
+        elif ".experts.3." in name:
+            data[...] = np.nan
+        return Tensor(data, found.dtype)
+
+
+@needs_paddle
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_experts_that_no_row_chose_are_not_computed(precision: Any) -> None:
+    source = OneExpertIsWrong(tiny_config(True), "tiny", 0, "float32")
+    with ea.Model.load(source, backend="paddle", precision=precision) as model:
+        for count in (1, 9):
+            assert np.isfinite(model.logits(list(range(count)))).all()
 
 
 @needs_paddle
