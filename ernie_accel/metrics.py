@@ -18,8 +18,9 @@ SECONDS = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
     *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0),
 )
-NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,14 @@ class Metrics:
         """Return everything in Prometheus' text format 0.0.4, for a service's ``/metrics``.
 
         Args:
-            prefix: Begins every name: ``ernie_accel_steps_total``. Counters end in ``_total``.
+            prefix: Begins every name: ``ernie_accel_steps_total``. Counters end in ``_total``, times are in seconds.
             labels: Stand at every value, the model's name for instance.
 
         Raises:
-            ArgumentError: A name that Prometheus does not take.
+            ArgumentError: A name that Prometheus does not take or uses itself (``le``, ``__...``), or a label's value
+                that is no string.
         """
-        for name in (prefix, *(labels or {})):
-            if not NAME.fullmatch(name):
-                raise ArgumentError(f"{name!r}: letters, digits and _ are allowed, and no digit in front")
+        _check_names(prefix, labels or {})
         own = ",".join(f'{name}="{_escaped(value)}"' for name, value in (labels or {}).items())
         braced = f"{{{own}}}" if own else ""
         lines = []
@@ -136,12 +136,23 @@ def _exposed(name: str, histogram: Histogram, labels: str) -> list[str]:
     """Return the lines of a histogram: buckets count everything up to their bound."""
     comma, braced = ("," if labels else ""), (f"{{{labels}}}" if labels else "")
     up_to = list(accumulate(histogram.counts))
-    bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
+    bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
     buckets = [
         f'{name}_bucket{{{labels}{comma}le="{bound}"}} {n}' for bound, n in zip(bounds, up_to, strict=True)
     ]
-    ends = [f"{name}_sum{braced} {histogram.total!r}", f"{name}_count{braced} {up_to[-1]}"]
+    ends = [f"{name}_sum{braced} {float(histogram.total)}", f"{name}_count{braced} {up_to[-1]}"]
     return [f"# TYPE {name} histogram", *buckets, *ends]
+
+
+def _check_names(prefix: str, labels: Mapping[str, str]) -> None:
+    for name in (prefix, *labels):
+        if not _NAME.fullmatch(name):
+            raise ArgumentError(f"{name!r}: letters, digits and _ are allowed, and no digit in front")
+    for name, value in labels.items():
+        if name == "le" or name.startswith("__"):
+            raise ArgumentError(f"label {name!r}: Prometheus uses this name itself; choose another")
+        if not isinstance(value, str):
+            raise ArgumentError(f"label {name}={value!r}: must be a string")
 
 
 def _escaped(value: str) -> str:
