@@ -176,7 +176,8 @@ class Select:
     """How to draw a token from each row. ``ernie_accel.engine.sampling`` is the definition in NumPy.
 
     Row i is drawn with the key (seed, absolute position of the token that is drawn); rows assume that the tokens of
-    earlier rows were accepted, whose counts the caller does not know yet and the Runner does not add.
+    earlier rows were accepted, whose counts the caller does not know yet and the Runner does not add. Numbers are
+    finite; a Runner refuses others with ArgumentError.
 
     Attributes:
         temperature: 0 takes the most probable token, the lowest id among equals.

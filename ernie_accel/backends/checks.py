@@ -28,6 +28,8 @@ CPU_ONLY = (
 
 Ids = npt.NDArray[np.int32]
 
+_DRAWN_WITH = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
 
 def check_batch(
     batch: Sequence[Step], info: RunnerInfo, length: Callable[[SequenceId], int], *, late: bool = False
@@ -193,16 +195,15 @@ def _check_room(held: int, added: int, max_context: int) -> None:
 
 
 def _check_numbers(select: Select) -> None:
-    """Code that draws compares with these, and every comparison with a NaN is false."""
-    together = select.temperature + select.top_p + select.min_p
-    if math.isnan(together + select.repetition_penalty + select.presence_penalty + select.frequency_penalty):
-        raise ArgumentError(
-            f"{select}: temperature, top_p, min_p and penalties must be numbers, none of them NaN"
-        )
-    if select.top_k < 0 or not 0 <= select.seed < 1 << 64:
-        raise ArgumentError(
-            f"top_k={select.top_k}, seed={select.seed}: must be at least 0, the seed below 2**64"
-        )
+    """Code that draws divides by these and compares with them: NaN and infinity would lead it out of its tables."""
+    for name in _DRAWN_WITH:
+        value = getattr(select, name)
+        if not math.isfinite(value):
+            raise ArgumentError(f"{name}={value!r}: must be a finite number")
+    if select.top_k < 0:
+        raise ArgumentError(f"top_k={select.top_k}: must be at least 0")
+    if not 0 <= select.seed < 1 << 64:
+        raise ArgumentError(f"seed={select.seed}: must be from 0 to 2**64 - 1")
 
 
 def _check_seen(seen: Ids | None, counts: Ids | None, vocab_size: int) -> None:

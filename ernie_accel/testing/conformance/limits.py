@@ -209,6 +209,7 @@ def check_select_errors(subject: Subject, config: ModelConfig) -> None:
         "an unknown id in seen": Select(seen=one * config.vocab_size, counts=one),
         "counts of the wrong size": Select(seen=one, counts=np.ones(2, np.int32)),
         "a temperature that is no number": Select(temperature=math.nan),
+        "a temperature without end": Select(temperature=math.inf, mask=np.full(words, 1, np.uint32)),
     }
     with subject.runner(config) as runner:
         a, b = runner.open(), runner.open()

@@ -77,19 +77,23 @@ def test_plain_cpu_takes_what_means_nothing_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "select",
+    "name",
+    ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_nothing_can_be_drawn_with_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ArgumentError, match=f"^{name}={value}: must be a finite number$"):
+        check_select(Select(**{name: value}), 100)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("select", "wanted"),
     [
-        Select(temperature=math.nan),
-        Select(top_p=math.nan),
-        Select(min_p=math.nan),
-        Select(repetition_penalty=math.nan),
-        Select(presence_penalty=math.nan),
-        Select(frequency_penalty=math.nan),
-        Select(top_k=-1),
-        Select(seed=-1),
-        Select(seed=1 << 64),
+        (Select(top_k=-1), "top_k=-1: must be at least 0"),
+        (Select(seed=-1), r"seed=-1: must be from 0 to 2\*\*64 - 1"),
+        (Select(seed=1 << 64), r"seed=\d+: must be from 0 to"),
     ],
 )
-def test_numbers_that_nothing_can_be_drawn_with_are_refused(select: Select) -> None:
-    with pytest.raises(ArgumentError, match="must be"):
+def test_whole_numbers_out_of_range_are_refused(select: Select, wanted: str) -> None:
+    with pytest.raises(ArgumentError, match=wanted):
         check_select(select, 100)
