@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
 import ernie_accel as ea
 
 LoadMock = Callable[..., ea.Model]
+Hold = Callable[[], AbstractContextManager[None]]
 
 
 def said(conversation: ea.Conversation) -> list[str]:
     return [message["content"] for message in conversation.messages]
+
+
+def is_queued(conversation: ea.Conversation) -> bool:
+    stream = conversation._answer and conversation._answer()
+    return isinstance(stream, ea.AsyncConversationStream) and stream._handle is not None
 
 
 def test_asend_is_send(load_mock: LoadMock) -> None:
@@ -48,7 +55,7 @@ def test_astream_becomes_part_of_it_at_its_end(load_mock: LoadMock) -> None:
 
 
 def test_an_answer_that_is_left_stays_as_far_as_it_came(load_mock: LoadMock) -> None:
-    with load_mock("abc" * 100, step_seconds=0.002) as model:
+    with load_mock("abc" * 100, step_seconds=0.02) as model:
         conversation = model.conversation()
 
         async def main() -> None:
@@ -67,7 +74,7 @@ def test_an_answer_that_is_left_stays_as_far_as_it_came(load_mock: LoadMock) -> 
 
 @pytest.mark.parametrize("within", [True, False])
 def test_cancelling_the_task_of_a_stream_keeps_what_came(load_mock: LoadMock, within: bool) -> None:
-    with load_mock("abc" * 100, step_seconds=0.002) as model:
+    with load_mock("abc" * 100, step_seconds=0.02) as model:
         conversation = model.conversation()
 
         async def read() -> None:
@@ -94,22 +101,51 @@ def test_cancelling_the_task_of_a_stream_keeps_what_came(load_mock: LoadMock, wi
         assert gauges["running"] == gauges["waiting"] == 0
 
 
-def test_cancelling_asend_changes_nothing(load_mock: LoadMock) -> None:
-    with load_mock("abc" * 100, step_seconds=0.002) as model:
+def test_cancelling_asend_changes_nothing(load_mock: LoadMock, hold_steps: Hold) -> None:
+    with load_mock("abc" * 100) as model:
         conversation = model.conversation()
+        conversation.send("before", max_tokens=2)
+        before = conversation.messages, conversation.token_ids
 
         async def main() -> None:
-            task = asyncio.create_task(conversation.asend("x", max_tokens=200))
-            while not model.metrics().gauges["running"]:
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert len(conversation) == 0
+            with hold_steps():
+                task = asyncio.create_task(conversation.asend("x", max_tokens=200))
+                while not is_queued(conversation):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert (conversation.messages, conversation.token_ids) == before
             assert (await conversation.asend("y", max_tokens=2)).finish_reason == "length"
 
         asyncio.run(main())
-        assert len(conversation) == 1
+        assert len(conversation) == 2
+
+
+def test_asend_that_is_cancelled_before_a_full_queue_changes_nothing(
+    load_mock: LoadMock, hold_steps: Hold
+) -> None:
+    with load_mock("abc", max_batch=1, engine=ea.EngineOptions(queue_size=1)) as model:
+        conversation = model.conversation()
+
+        async def main() -> None:
+            with hold_steps():
+                others = [model.submit("x", max_tokens=2) for _ in range(2)]
+                task = asyncio.create_task(conversation.asend("x"))
+                while not model._line._waiting:
+                    await asyncio.sleep(0)
+                with pytest.raises(ea.ArgumentError, match="an answer is under way"):
+                    await conversation.asend("y")
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert not model._line._waiting
+            for other in others:
+                other.result()
+            assert (await conversation.asend("y")).text == "abc"
+
+        asyncio.run(main())
+        assert said(conversation) == ["y", "abc"]
 
 
 def test_a_stream_that_never_began_leaves_nothing(load_mock: LoadMock) -> None:
