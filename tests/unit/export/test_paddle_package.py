@@ -56,8 +56,9 @@ complete = True
 """
 
 INTERRUPTED = """
-import sys
+import signal
 from ernie_accel.export import paddle_package
+signal.signal(signal.SIGINT, signal.default_int_handler)  # one that was started in the background ignores it
 paddle_package.installed_version = lambda: "3.3.1"
 try:
     paddle_package.import_paddle()
