@@ -1,6 +1,7 @@
 // Thread pool, arena, conversions.
 #include "tests/testing.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cfenv>
 #include <set>
@@ -22,13 +23,39 @@ static void test_every_task_runs_once() {
     ThreadPool pool(threads);
     for (size_t tasks : {0, 1, 2, 7, 1000}) {
       std::vector<std::atomic<int>> runs(tasks);
-      pool.run(tasks, [&](size_t task, int thread) {
+      const auto body = [&](size_t task, int thread) {
         CHECK(thread >= 0 && thread < threads);
         ++runs[task];
-      });
+      };
+      pool.run(tasks, body);
       for (auto& count : runs) CHECK(count == 1);
+      pool.run_neighbours(tasks, body);
+      for (auto& count : runs) CHECK(count == 2);
     }
   }
+}
+
+// A thread takes its own run of tasks first, in order, and then from another's: here while that is held up by its first task
+// until all others are done.
+static void test_neighbours_stay_together() {
+  constexpr size_t kTasks = 11, kMiddle = 6;
+  ThreadPool pool(2);
+  std::atomic<size_t> done{0};
+  std::vector<size_t> order[2];
+  pool.run_neighbours(kTasks, [&](size_t task, int thread) {
+    order[thread].push_back(task);
+    while (task == 0 && done < kTasks - 1) std::this_thread::yield();
+    ++done;
+  });
+  for (size_t thread = 0; thread < 2; ++thread) {
+    std::vector<size_t> own_first = order[thread];
+    std::sort(own_first.begin(), own_first.end(), [&](size_t a, size_t b) {
+      const bool a_foreign = (a >= kMiddle) != (thread == 1), b_foreign = (b >= kMiddle) != (thread == 1);
+      return a_foreign != b_foreign ? b_foreign : a < b;
+    });
+    CHECK(order[thread] == own_first);
+  }
+  CHECK(order[0].size() + order[1].size() == kTasks);
 }
 
 static void test_many_short_regions() {
@@ -41,8 +68,9 @@ static void test_many_short_regions() {
 static void test_exceptions_reach_the_caller() {
   ThreadPool pool(2);
   for (int i = 0; i < 100; ++i) {
-    CHECK_THROWS(pool.run(50, [](size_t task, int) { if (task % 7 == 3) throw std::runtime_error("task"); }),
-                 std::runtime_error);
+    const auto body = [](size_t task, int) { if (task % 7 == 3) throw std::runtime_error("task"); };
+    CHECK_THROWS(pool.run(50, body), std::runtime_error);
+    CHECK_THROWS(pool.run_neighbours(50, body), std::runtime_error);
   }
   int ran = 0;
   pool.run(1, [&](size_t, int) { ++ran; });
@@ -156,6 +184,7 @@ static void test_peak() {
 
 int main() {
   test_every_task_runs_once();
+  test_neighbours_stay_together();
   test_many_short_regions();
   test_exceptions_reach_the_caller();
   test_models_share_a_pool();

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -13,7 +14,8 @@
 
 namespace ernie {
 
-ThreadPool::ThreadPool(int threads) : process_(getpid()) {
+ThreadPool::ThreadPool(int threads)
+    : shares_(std::make_unique<Share[]>(static_cast<size_t>(threads > 1 ? threads : 1))), process_(getpid()) {
   workers_.reserve(threads > 1 ? threads - 1 : 0);
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -51,11 +53,15 @@ std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
   return pool;
 }
 
-void ThreadPool::dispatch(size_t tasks, Call call, const void* ctx) {
+void ThreadPool::dispatch(int shares, size_t tasks, Call call, const void* ctx) {
   call_ = call;
   ctx_ = ctx;
-  tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
+  used_ = shares;
+  const auto count = static_cast<size_t>(shares);
+  for (size_t s = 0; s < count; ++s) {
+    shares_[s].next.store(tasks / count * s + std::min(s, tasks % count), std::memory_order_relaxed);
+    shares_[s].end = tasks / count * (s + 1) + std::min(s + 1, tasks % count);
+  }
   busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -71,14 +77,16 @@ void ThreadPool::dispatch(size_t tasks, Call call, const void* ctx) {
 }
 
 void ThreadPool::drain(int thread) {
-  for (;;) {
-    const size_t task = next_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks_) return;
-    try {
-      call_(ctx_, task, thread);
-    } catch (...) {
-      if (!failed_.exchange(true)) error_ = std::current_exception();
-      next_.store(tasks_, std::memory_order_relaxed);
+  for (int i = 0; i < used_; ++i) {
+    Share& share = shares_[static_cast<size_t>((thread + i) % used_)];
+    while (!failed_.load(std::memory_order_relaxed)) {
+      const size_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= share.end) break;
+      try {
+        call_(ctx_, task, thread);
+      } catch (...) {
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+      }
     }
   }
 }

@@ -31,6 +31,26 @@ class ThreadPool {
   // called. `body` must not call `run`.
   template <typename Body>
   void run(size_t tasks, const Body& body) {
+    run_in(1, tasks, body);
+  }
+
+  // The same, but each thread has a run of neighbouring tasks, as many for each, and takes from the others' when its own are
+  // done: for tasks that read one after the other from memory, which then comes to each thread in one stream.
+  template <typename Body>
+  void run_neighbours(size_t tasks, const Body& body) {
+    run_in(threads(), tasks, body);
+  }
+
+ private:
+  using Call = void (*)(const void*, size_t, int);
+  // Tasks that are handed out in order.
+  struct alignas(64) Share {
+    std::atomic<size_t> next{0};
+    size_t end = 0;
+  };
+
+  template <typename Body>
+  void run_in(int shares, size_t tasks, const Body& body) {
     if (tasks == 0) return;
     std::lock_guard<std::mutex> one_region_at_a_time(region_);
     if (tasks == 1 || workers_.empty()) {
@@ -38,13 +58,10 @@ class ThreadPool {
       return;
     }
     dispatch(
-        tasks, [](const void* ctx, size_t task, int thread) { (*static_cast<const Body*>(ctx))(task, thread); }, &body);
+        shares, tasks, [](const void* ctx, size_t task, int thread) { (*static_cast<const Body*>(ctx))(task, thread); }, &body);
   }
 
- private:
-  using Call = void (*)(const void*, size_t, int);
-
-  void dispatch(size_t tasks, Call call, const void* ctx);
+  void dispatch(int shares, size_t tasks, Call call, const void* ctx);
   void work(int thread);
   void stop();
   void drain(int thread);
@@ -53,12 +70,12 @@ class ThreadPool {
   // What a region is; written before `generation_` is raised.
   Call call_ = nullptr;
   const void* ctx_ = nullptr;
-  size_t tasks_ = 0;
+  int used_ = 1;  // of `shares_`
+  std::unique_ptr<Share[]> shares_;  // [threads]
   bool stop_ = false;
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<size_t> next_{0};
   alignas(64) std::atomic<int> busy_{0};
   std::vector<std::thread> workers_;
   int process_;

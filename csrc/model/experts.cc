@@ -132,13 +132,12 @@ void StepRun::multiply_experts(const Layer& layer, PackedMatrix FeedForward::*wh
   const auto matrix = [&](size_t i) -> const Matrix& { return (layer.experts[active[i]].*which).view; };
   const size_t panels = matrix(0).panels(), tasks_each = div_up(panels, panels_per_task);
   const size_t tasks = active.size() * tasks_each;
-  pool_.run(tasks, [&](size_t task, int thread) {
+  pool_.run_neighbours(tasks, [&](size_t task, int thread) {
     const uint32_t expert = active[task / tasks_each];
     const Matrix& w = matrix(task / tasks_each);
     const size_t panel = task % tasks_each * panels_per_task, some = std::min(panels_per_task, panels - panel);
     const size_t first = expert_begin_[expert], rows = expert_begin_[expert + 1] - first;
-    // Threads that are equally fast take turns; the next expert's panels follow those of this one.
-    const size_t then = task + static_cast<size_t>(pool_.threads());
+    const size_t then = task + 1;  // the next expert's panels follow those of this one
     const Next next = then < tasks ? Next(matrix(then / tasks_each), then % tasks_each * panels_per_task) : Next(panels);
     multiply_block(w, x, first, rows, panel, some, next, thread, [&](size_t row, const float* tile) {
       epilogue(layer.experts[expert], row, panel, some, tile);

@@ -190,12 +190,11 @@ void StepRun::multiply(const Matrix& w, const Rows& x, size_t rows, size_t panel
   const size_t across = div_up(w.panels(), panels_per_task);
   const size_t rows_each = rows_per_task(across, rows);
   const size_t parts = div_up(rows, rows_each);
-  pool_.run(across * parts, [&](size_t task, int thread) {  // neighbours read the same weights
+  pool_.run_neighbours(across * parts, [&](size_t task, int thread) {  // which read the same weights, or the next
     const size_t panel = task / parts * panels_per_task;
     const size_t panels = std::min(panels_per_task, w.panels() - panel);
     const size_t first = task % parts * rows_each;
-    // Threads that are equally fast take turns.
-    const size_t next = (task + static_cast<size_t>(pool_.threads())) / parts * panels_per_task;
+    const size_t next = (task + 1) / parts * panels_per_task;
     multiply_block(w, x, first, std::min(rows_each, rows - first), panel, panels, next, thread,
                    [&](size_t row, float* tile) { epilogue(row, panel, panels, tile); });
   });
