@@ -84,12 +84,11 @@ void StepRun::bound_head(const std::vector<StepInput>& batch, const std::vector<
   if (bounded.empty()) return;
   for (size_t i : bounded) nested_spread(head, input, i, scratch_.spread + i * head.groups());
   const size_t each = scratch_.panels_per_task();
-  pool_.run(div_up(head.panels(), each), [&](size_t task, int) {
+  pool_.run_neighbours(div_up(head.panels(), each), [&](size_t task, int) {
     const size_t panel = task * each;
-    const size_t next = panel + static_cast<size_t>(pool_.threads()) * each;
     for (size_t i : bounded)
       kernels_.bound(head, input, scratch_.spread + i * head.groups(), i, panel, std::min(each, head.panels() - panel),
-                     i != bounded.back() ? head.panels() : next, batch[rows[i].step].select.limit(config_.vocab), scratch_.lower + i * head.panels() + panel,
+                     batch[rows[i].step].select.limit(config_.vocab), scratch_.lower + i * head.panels() + panel,
                      scratch_.upper + i * head.panels() + panel);
   });
 }

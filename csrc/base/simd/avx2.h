@@ -113,6 +113,9 @@ static inline void i_store(void* p, I16 a) {
 }
 static inline I16 i_add(I16 a, I16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 static inline I16 i_mul(I16 a, I16 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
+static inline I16 i_add_short(I16 a, I16 b, I16 c) {
+  return {_mm256_add_epi32(a.lo, _mm256_madd_epi16(b.lo, c.lo)), _mm256_add_epi32(a.hi, _mm256_madd_epi16(b.hi, c.hi))};
+}
 static inline I16 i_max(I16 a, I16 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
 static inline int32_t i_maximum(I16 a) {
   const __m256i eight = _mm256_max_epi32(a.lo, a.hi);
@@ -123,6 +126,11 @@ static inline int32_t i_maximum(I16 a) {
 static inline I16 i_field(I16 a, int shift, int32_t mask) {
   const __m256i m = _mm256_set1_epi32(mask);
   return {_mm256_and_si256(_mm256_srli_epi32(a.lo, shift), m), _mm256_and_si256(_mm256_srli_epi32(a.hi, shift), m)};
+}
+template <int j>
+static inline I16 i_nibble(I16 a) {
+  const __m256i mask = _mm256_set1_epi32(15);
+  return {_mm256_and_si256(_mm256_srli_epi32(a.lo, 4 * j), mask), _mm256_and_si256(_mm256_srli_epi32(a.hi, 4 * j), mask)};
 }
 static inline F16 i_to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
@@ -196,6 +204,7 @@ static inline I16 dot_i8(I16 acc, const LineI8& w, const Quad& a) {
   const __m256i hi = _mm256_add_epi32(_mm256_madd_epi16(w.even_hi, a.even), _mm256_madd_epi16(w.odd_hi, a.odd));
   return {_mm256_add_epi32(acc.lo, lo), _mm256_add_epi32(acc.hi, hi)};
 }
+static inline I16 dot_i8_at(I16 acc, const LineI8& w, const int8_t* a) { return dot_i8(acc, w, load_quad(a)); }
 
 struct LineBf16 {
   F16 first, second;

@@ -159,6 +159,11 @@ static inline I16 i_mul(I16 a, I16 b) {
   ERNIE_LANES a.v[i] *= b.v[i];
   return a;
 }
+// a + b * c, for lanes of b that 16 bits hold and lanes of c from 0 to 2^15 - 1.
+static inline I16 i_add_short(I16 a, I16 b, I16 c) {
+  ERNIE_LANES a.v[i] += b.v[i] * c.v[i];
+  return a;
+}
 static inline I16 i_max(I16 a, I16 b) {
   ERNIE_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
   return a;
@@ -172,6 +177,11 @@ static inline int32_t i_maximum(I16 a) {
 static inline I16 i_field(I16 a, int shift, int32_t mask) {
   ERNIE_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> shift) & mask;
   return a;
+}
+// Bits 4j..4j+3.
+template <int j>
+static inline I16 i_nibble(I16 a) {
+  return i_field(a, 4 * j, 15);
 }
 static inline F16 i_to_float(I16 a) {
   F16 r;
@@ -231,6 +241,8 @@ static inline I16 dot_i8(I16 acc, LineI8 w, Quad a) {
   ERNIE_LANES for (int j = 0; j < 4; ++j) acc.v[i] += static_cast<int32_t>(w.v[4 * i + j]) * a.v[j];
   return acc;
 }
+// The same with the four signed bytes at `a`.
+static inline I16 dot_i8_at(I16 acc, LineI8 w, const int8_t* a) { return dot_i8(acc, w, load_quad(a)); }
 
 struct LineBf16 {
   uint16_t v[32];

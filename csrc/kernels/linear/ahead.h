@@ -1,14 +1,17 @@
 // Asks memory for the panels that come next while these are multiplied.
 //
+// One row waits for memory. Panels lie in order and a thread takes neighbours, so what it wants next is what lies kRowAhead
+// bytes further on. The processor's own prefetching sees that too, but later, and stops at pages and at headers.
+//
 // Several tiles of rows go over the same panels: the first waits for memory, the others find them in the cache and leave
 // memory idle. So every tile asks for its share of the next panels, some lines at a time, as many as memory can deliver.
-// One row by nibbles waits for memory too: four streams of a few kilobytes each are over before the processor's own
-// prefetching has seen what they are.
 #pragma once
 
 #include "kernels/linear/linear.h"
 
 namespace ernie::ERNIE_VARIANT {
+
+inline constexpr size_t kRowAhead = 8192;
 
 // Lines [begin, end), asked for in equal parts by `steps` calls.
 class LinesAhead {

@@ -10,6 +10,7 @@
 #include "kernels/linear/ahead.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/quantised.h"
+#include "kernels/linear/row.h"
 
 namespace ernie::ERNIE_VARIANT {
 
@@ -22,63 +23,50 @@ static inline void bound_lanes(F16 total, F16 spread, size_t lanes, float* lower
   *upper = f_maximum(f_keep(f_add(total, margin), lanes, never)) + poison;
 }
 
-// Sums of the upper plane over one group of columns.
-template <int P>
-static inline void dot_upper(const uint8_t* weights, size_t panel_bytes, const int8_t* x, size_t cols, LinesAhead& ahead,
-                             I16 (&acc)[P]) {
-  for (int p = 0; p < P; ++p) acc[p] = i_set1(0);
-  for (size_t k = 0; k < cols; k += 8, weights += kLineBytes) {
-    if (k % 16 == 0) ahead.step();
-    const Quad first = load_quad(x + k), second = load_quad(x + k + 4);
-    for (int p = 0; p < P; ++p) {
-      const LineI4 line = load_line_i4(weights + p * panel_bytes);
-      acc[p] = dot_i8(dot_i8(acc[p], line.low, first), line.high, second);
+// The sum of the upper plane over one group of columns, a multiple of 16.
+static inline I16 dot_upper(const uint8_t* weights, const int8_t* x, size_t cols) {
+  I16 acc[4] = {i_set1(0), i_set1(0), i_set1(0), i_set1(0)};
+  for (size_t k = 0; k < cols; k += 16, weights += 2 * kLineBytes) {
+    lines_ahead<2>(weights);
+    for (int half = 0; half < 2; ++half) {
+      const LineI4 line = load_line_i4(weights + half * kLineBytes);
+      acc[2 * half] = dot_i8_at(acc[2 * half], line.low, x + k + 8 * half);
+      acc[2 * half + 1] = dot_i8_at(acc[2 * half + 1], line.high, x + k + 8 * half + 4);
     }
   }
+  return i_add(i_add(acc[0], acc[1]), i_add(acc[2], acc[3]));
 }
 
-template <int P>
-static inline void bound_panels(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel,
-                                size_t limit, LinesAhead ahead, float* lower, float* upper) {
+static inline void bound_panel(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel, size_t limit,
+                               float* lower, float* upper) {
   const uint8_t* base = w.data + panel * w.panel_bytes;
   const uint8_t* weights = base + w.weights_at;
   const int8_t* xp = reinterpret_cast<const int8_t*>(x.data + row * x.stride);
   const float step = static_cast<float>(1 << low_bits(w.precision));
   // A code is step * (upper - 8) + lower bits, and offsets are -128 * sum of activations.
   const float bias = (8.0f * step - 0.5f * (step - 1.0f)) / 128.0f;
-  F16 total[P][1], square[P];
+  F16 total[1][1], square = f_zero();
   add_exact(w, base, x, row, total);
-  for (int p = 0; p < P; ++p) square[p] = f_zero();
+  header_ahead(base, w.weights_at);
   for (size_t g = 0; g < x.groups; ++g) {
-    I16 acc[P];
     const size_t cols = w.group_cols(g);
-    dot_upper<P>(weights, w.panel_bytes, xp, cols, ahead, acc);
+    const I16 sum = dot_upper(weights, xp, cols);
     const F16 rest = f_set1(static_cast<float>(x.offsets[row * x.groups + g]) * bias);
-    for (int p = 0; p < P; ++p) {
-      const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(base + p * w.panel_bytes + w.scales_of(g)));
-      const F16 both = f_mul(scale, f_set1(x.scales[row * x.groups + g]));
-      total[p][0] = f_fma(f_fma(i_to_float(acc[p]), f_set1(step), rest), both, total[p][0]);
-      square[p] = f_fma(f_mul(scale, scale), f_set1(spread[g]), square[p]);
-    }
+    const F16 scale = f_load_bf16(reinterpret_cast<const uint16_t*>(base + w.scales_of(g)));
+    const F16 both = f_mul(scale, f_set1(x.scales[row * x.groups + g]));
+    total[0][0] = f_fma(f_fma(i_to_float(sum), f_set1(step), rest), both, total[0][0]);
+    square = f_fma(f_mul(scale, scale), f_set1(spread[g]), square);
     weights += cols / 8 * kLineBytes;
     xp += cols;
   }
-  for (int p = 0; p < P; ++p) {
-    const size_t first = (panel + p) * kPanelRows;
-    const size_t lanes = limit <= first ? 0 : limit - first < kPanelRows ? limit - first : kPanelRows;
-    bound_lanes(total[p][0], square[p], lanes, lower + p, upper + p);
-  }
+  const size_t first = panel * kPanelRows;
+  const size_t lanes = limit <= first ? 0 : limit - first < kPanelRows ? limit - first : kPanelRows;
+  bound_lanes(total[0][0], square, lanes, lower, upper);
 }
 
-static void bound(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel, size_t panels,
-                  size_t next, size_t limit, float* lower, float* upper) {
-  size_t p = 0;
-  for (; p + kTilePanels <= panels; p += kTilePanels) {
-    const size_t then = p + kTilePanels < panels ? panel + p + kTilePanels : next;
-    bound_panels<kTilePanels>(w, x, spread, row, panel + p, limit, upper_ahead(w, w.cols / 16, then, kTilePanels),
-                              lower + p, upper + p);
-  }
-  for (; p < panels; ++p) bound_panels<1>(w, x, spread, row, panel + p, limit, {}, lower + p, upper + p);
+static void bound(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel, size_t panels, size_t limit,
+                  float* lower, float* upper) {
+  for (size_t p = 0; p < panels; ++p) bound_panel(w, x, spread, row, panel + p, limit, lower + p, upper + p);
 }
 
 }  // namespace ernie::ERNIE_VARIANT

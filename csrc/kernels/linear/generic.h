@@ -9,6 +9,7 @@
 #include "kernels/linear/nearest.h"
 #include "kernels/linear/prepare.h"
 #include "kernels/linear/quantised.h"
+#include "kernels/linear/row.h"
 #if defined(__AMX_TILE__)
 #include "kernels/linear/amx.h"
 #endif
@@ -156,6 +157,7 @@ static void linear(const Matrix& w, const Rows& x, size_t row, size_t count, siz
 #if defined(__AMX_TILE__)
   if (linear_amx(w, x, row, count, panel, panels, out, stride, scratch)) return;
 #endif
+  if (count == 1 && quantised_row(w, x, row, panel, panels, out)) return;
   switch (w.precision) {
     case Precision::fp32:
       return run_tiles<Fp32Tile>(w, x, row, count, panel, panels, next, out, stride);

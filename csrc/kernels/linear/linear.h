@@ -108,10 +108,9 @@ inline size_t linear_scratch_bytes(size_t cols) { return 4 * kPanelRows * (2 * c
 using PrepareFn = void (*)(const Matrix& w, const float* x, size_t col, size_t n, const Rows& out, size_t row);
 
 // Of one row and each of `panels` panels of a nested matrix: the largest lower and the largest upper bound of its products,
-// matrix rows from `limit` on left out (-inf). `spread` has, for each group of activations, what `nested_spread` gives;
-// `next` as above.
+// matrix rows from `limit` on left out (-inf). `spread` has, for each group of activations, what `nested_spread` gives.
 using BoundFn = void (*)(const Matrix& w, const Rows& x, const float* spread, size_t row, size_t panel, size_t panels,
-                         size_t next, size_t limit, float* lower, float* upper);
+                         size_t limit, float* lower, float* upper);
 
 inline constexpr float kBoundSigmas = 7.0f;
 

@@ -189,7 +189,7 @@ struct Int4Tile {
         for (int p = 0; p < P; ++p) {
           const uint8_t* factors = base + p * w.panel_bytes + w.subs_at + sub / 8 * kLineBytes;
           const I16 factor = i_field(i_load(factors), static_cast<int>(sub % 8 * 4), 15);
-          for (int m = 0; m < M; ++m) acc[p][m] = i_add(i_mul(part[p][m], factor), acc[p][m]);
+          for (int m = 0; m < M; ++m) acc[p][m] = i_add_short(acc[p][m], part[p][m], factor);
         }
         weights += kSubColumns / 8 * kLineBytes;
         for (int m = 0; m < M; ++m) xp[m] += kSubColumns;

@@ -22,7 +22,9 @@ struct Case {
 constexpr Case kCases[] = {{1, 2, 1, 32, 32},      {16, 16, 1, 64, 64},    {17, 30, 2, 32, 32},   {64, 64, 7, 64, 64},
                            {100, 129, 13, 48, 48}, {80, 300, 6, 128, 256}, {200, 256, 25, 256, 256},
                            {48, 200, 33, 128, 128}, {32, 96, 71, 32, 32},  {16, 64, 16, 64, 64},
-                           {96, 400, 9, 32, 128},  {80, 330, 3, 64, 192},  {112, 272, 26, 16, 256}};
+                           {96, 400, 9, 32, 128},  {80, 330, 3, 64, 192},  {112, 272, 26, 16, 256},
+                           {48, 256, 3, 32, 128},  {32, 384, 5, 64, 128},  {16, 128, 2, 16, 64},
+                           {40, 256, 2, 128, 128}};
 
 // Owns prepared activations and a kernel's working memory.
 struct Activations {
@@ -195,7 +197,7 @@ void test_bounds(const Kernels& kernels) {
         for (size_t limit : {rows, size_t{37}}) {
           kernels.linear(w, a.rows, t, 1, 0, w.panels(), 0, out.data(), w.rows, a.scratch.data());
           nested_spread(w, a.rows, t, spread.data());
-          kernels.bound(w, a.rows, spread.data(), t, 0, w.panels(), 0, limit, lower.data(), upper.data());
+          kernels.bound(w, a.rows, spread.data(), t, 0, w.panels(), limit, lower.data(), upper.data());
           for (size_t p = 0; p < w.panels(); ++p) {
             const auto begin = out.begin() + static_cast<ptrdiff_t>(p * kPanelRows);
             const size_t lanes = std::min(kPanelRows, limit - std::min(limit, p * kPanelRows));
@@ -222,7 +224,7 @@ void test_bounds_of_what_is_no_number(const Kernels& kernels) {
   prepare_all(kernels, packed.view, normals(random, 64), 1, 64, &a);
   float lower[3], upper[3], spread[1];
   nested_spread(packed.view, a.rows, 0, spread);
-  kernels.bound(packed.view, a.rows, spread, 0, 0, 3, 3, 48, lower, upper);
+  kernels.bound(packed.view, a.rows, spread, 0, 0, 3, 48, lower, upper);
   for (size_t p = 0; p < 3; ++p) CHECK(std::isnan(lower[p]) == (p == 1) && std::isnan(upper[p]) == (p == 1));
 }
 
