@@ -42,7 +42,9 @@ def largest_sequences(setting: Setting) -> int:
     return _largest(most, lambda sequences: with_load(setting, sequences=sequences), fitting)
 
 
-def _largest(most: int, load: Callable[[int], Setting], fitting: Callable[[Setting, DeviceMemory], int]) -> int:
+def _largest(
+    most: int, load: Callable[[int], Setting], fitting: Callable[[Setting, DeviceMemory], int]
+) -> int:
     """Return the largest count up to ``most`` that fits, 0 if none does.
 
     Working memory may grow with the count, and not evenly. What is left for the cache beside the working memory of a

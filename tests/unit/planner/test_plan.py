@@ -384,7 +384,7 @@ def test_the_largest_context_is_the_largest_even_if_working_memory_jumps(thresho
             kv_per_token=1 << 10,
             page_tokens=16,
             runtime=1,
-            scratch=(8 << 30) if options.max_context > threshold else 1,
+            scratch=(8 << 30) if (options.max_context or 0) > threshold else 1,
         )
 
     config = replace(tiny_config(), max_position_embeddings=8192)
