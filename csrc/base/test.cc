@@ -115,7 +115,6 @@ static void test_arena() {
   CHECK(empty.data() == nullptr);
 }
 
-// What the calling thread was set to reaches neither its own tasks inside a DefaultFloatMode nor those of the workers.
 // Every stage is called once and in order, wherever the owner takes over, and the owner sees what was done.
 static void test_a_helper_goes_first() {
   Helper helper;
@@ -156,6 +155,7 @@ static void test_what_a_helper_throws_reaches_its_owner() {
   }
 }
 
+// What the calling thread was set to reaches neither its own tasks inside a DefaultFloatMode nor those of the workers.
 static void test_float_mode() {
   std::fesetround(FE_UPWARD);
   ThreadPool pool(3);
