@@ -53,11 +53,22 @@ class Line:
                 return self._engine.submit(request, block=False)
             except QueueFullError:
                 pass
-        left = None if request.deadline == math.inf else request.deadline - time.monotonic()
+        if request.deadline == math.inf:
+            return await self._in_line(request)
+        return await self._in_line_until(request, request.deadline - time.monotonic())
+
+    async def _in_line_until(self, request: Request, left: float) -> Handle:
+        # wait_for before Python 3.12 returns a result that comes together with a cancel, and the cancel is lost.
+        entering = asyncio.ensure_future(self._in_line(request))
         try:
-            return await asyncio.wait_for(self._in_line(request), left)
-        except asyncio.TimeoutError:
-            raise late() from None
+            await asyncio.wait([entering], timeout=left)
+        finally:
+            if not entering.done():
+                entering.cancel()
+                await asyncio.wait([entering])
+        if entering.cancelled():
+            raise late()
+        return entering.result()
 
     async def _in_line(self, request: Request) -> Handle:
         loop = asyncio.get_running_loop()

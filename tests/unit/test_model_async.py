@@ -236,6 +236,45 @@ def test_tasks_before_a_full_queue_enter_in_order(load_mock: LoadMock) -> None:
         assert max(abs(place - number) for place, number in enumerate(ended)) <= 2
 
 
+def test_a_cancel_at_the_moment_of_entering_is_not_lost(
+    load_mock: LoadMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load_mock("abc", max_batch=1, engine=ea.EngineOptions(queue_size=1)) as model:
+        handles: list[ea.Handle] = []
+
+        async def main() -> None:
+            enter, entered = asyncio.Event(), model._line._in_line
+
+            async def when_told(request: Any) -> Any:
+                await enter.wait()
+                handles.append(await entered(request))
+                return handles[-1]
+
+            def full(request: Any, *, block: bool) -> Any:
+                monkeypatch.undo()
+                monkeypatch.setattr(model._line, "_in_line", when_told)
+                raise ea.QueueFullError("full")
+
+            monkeypatch.setattr(model._engine, "submit", full)
+            task = asyncio.create_task(model.agenerate("x", max_tokens=400, ignore_eos=True, timeout=60))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            enter.set()
+            await asyncio.sleep(0)
+            assert handles
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+            handles.clear()  # the last that knows of the request
+            gc.collect()
+            while not idle(model):
+                await asyncio.sleep(0.001)
+
+        asyncio.run(main())
+        assert model.metrics().counters["requests_cancelled"] == 1
+
+
 def test_closing_ends_tasks_before_a_full_queue(load_mock: LoadMock) -> None:
     options: dict[str, Any] = {"max_batch": 1, "engine": ea.EngineOptions(queue_size=1)}
     with load_mock("ab", step_seconds=0.02, **options) as model:
