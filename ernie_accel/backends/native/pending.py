@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
-
-from typing_extensions import Self
 
 from ernie_accel.backends.base import Select, Step, StepResult
 from ernie_accel.backends.checks import check_late
 from ernie_accel.backends.native.steps import native_select, to_results
 from ernie_accel.backends.native.translate import translate
+from ernie_accel.closing import Closing
 from ernie_accel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NativePending"]
 
 
-class NativePending:
+class NativePending(Closing):
     """See ``ernie_accel.backends.capabilities.Pending``; as a rule most of a step is done when its result is asked for.
 
     Args:
@@ -52,11 +50,3 @@ class NativePending:
         if not self._over:
             self._over = True
             self._model().abandon()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
